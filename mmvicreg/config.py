@@ -1,0 +1,398 @@
+"""The recipe: one schema for everything that decides a run.
+
+A recipe is a YAML file (``configs/<pair>/<name>.yaml``), overridden by named flags, overridden by
+``--set a.b=c``. Unknown keys are errors. What an input, a frontend, an encoder or an objective can be
+told is declared by that component (its ``Config``), so the recipe that is saved with a run holds every
+value, defaults included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from mmvicreg import registry
+from mmvicreg.errors import UserError
+from mmvicreg.registry import Registry, nearest
+
+
+class Strict(BaseModel):
+    """A part of a recipe: unknown keys are forbidden, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def component(value: Any, table: Registry) -> dict[str, Any]:
+    """Check ``{"name": ..., **options}`` against the options its component declares; fill the defaults."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping) or "name" not in value:
+        raise ValueError(f"expected a {table.kind} as {{name: ..., option: ...}}")
+    cls = table.load(str(value["name"]))
+    options = {key: option for key, option in value.items() if key != "name"}
+    for key in options:
+        if key not in cls.Config.model_fields:
+            known = sorted(cls.Config.model_fields)
+            raise ValueError(
+                f"unknown key '{key}' for the {table.kind} '{value['name']}'{nearest(key, known)}"
+                f" Known: {', '.join(known)}"
+            )
+    return {"name": value["name"], **cls.Config.model_validate(options).model_dump(mode="json")}
+
+
+class DatasetConfig(Strict):
+    """Which samples are trained on and which are held out."""
+
+    name: str
+    root: str | None = None
+    """Folder (or manifest file); null: ``$MMVICREG_DATA/<name>``, else the cache folder."""
+    train_split: str = "train"
+    """Split for training; ``a+b`` is a union. Ignored for data sets in folds."""
+    eval_split: str | None = None
+    """Split for evaluation; null: ``test`` where there is one, else ``val``."""
+    fold: int | Literal["none"] = 1
+    """For data sets in folds: the fold held out of pretraining; ``none`` pretrains on all (transductive)."""
+    captions: Literal["one", "all"] = "one"
+    """``one`` caption drawn per picture and epoch, or ``all``: every pair once an epoch."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in registry.DATASETS.names():
+            registry.DATASETS.load(name)
+        return name
+
+
+class ExpanderConfig(Strict):
+    """The MLP between representation and embedding, thrown away after pretraining."""
+
+    widths: Annotated[list[int], Field(min_length=1)]
+    norm: Literal["batchnorm", "none"] = "batchnorm"
+    last_bias: bool = False
+
+
+class BranchConfig(Strict):
+    """One node of the graph: how one modality becomes an embedding and how that is regularised."""
+
+    input: str
+    """Which of ``inputs`` this branch reads."""
+    view: int = 0
+    """Which random view of it; branches with the same input and view see the same crop."""
+    frontend: dict[str, Any]
+    encoder: dict[str, Any]
+    expander: ExpanderConfig
+    variance: Annotated[float, Field(ge=0)] = 25.0
+    """mu of Eq. 6, for this branch alone."""
+    covariance: Annotated[float, Field(ge=0)] = 1.0
+    """nu of Eq. 6, for this branch alone."""
+    lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: float | None = None
+    freeze: Literal["none", "encoder", "batchnorm"] = "none"
+    """``encoder``: no gradient and no running statistics; ``batchnorm``: its running statistics only."""
+    freeze_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Epochs after which the frozen part thaws; null: never."""
+
+    @field_validator("frontend", mode="before")
+    @classmethod
+    def _frontend(cls, value: Any) -> dict[str, Any]:
+        return component(value, registry.FRONTENDS)
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder(cls, value: Any) -> dict[str, Any]:
+        return component(value, registry.ENCODERS)
+
+
+class EdgeConfig(Strict):
+    """One edge of the graph. ``a == b`` pulls two views of one branch together (shared weights)."""
+
+    a: str
+    b: str
+    invariance: Annotated[float, Field(ge=0)] = 25.0
+    """lambda of Eq. 6."""
+
+
+class OptimizerConfig(Strict):
+    """How gradients become steps."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest l2 norm of the whole gradient; null: no clipping."""
+
+
+class ScheduleConfig(Strict):
+    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    final_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class TrainingConfig(Strict):
+    """Length, batch, arithmetic, and what is written how often."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=2)]
+    """Global: over all processes."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``bf16`` is autocast; the objective is always float32. ``auto``: bf16 where the device has it."""
+    channels_last: bool = True
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+
+class MonitorConfig(Strict):
+    """When a branch counts as collapsed (see mmvicreg.training.monitor)."""
+
+    dead_std: Annotated[float, Field(ge=0)] = 0.01
+    """A dimension whose standard deviation is below this is dead."""
+    max_dead: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Collapsed: a larger part of the embedding than this is dead."""
+    min_rank: Annotated[float, Field(ge=0)] = 2.0
+    """Collapsed: the embedding's effective rank is below this."""
+    grace_steps: Annotated[int, Field(ge=0)] = 100
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Measurements in a row, the first of which warns and the last of which stops the run."""
+
+
+class EvaluationConfig(Strict):
+    """How the protocols read this run's branches."""
+
+    space: Literal["embedding", "representation"] = "embedding"
+    similarity: Literal["cosine", "dot", "euclidean"] = "cosine"
+    batch_size: Annotated[int, Field(ge=1)] = 128
+
+
+class Recipe(Strict):
+    """Everything that decides a run, and nothing that does not (no paths of output, no device)."""
+
+    pair: str
+    dataset: DatasetConfig
+    seed: int = 0
+    inputs: dict[str, dict[str, Any]]
+    branches: dict[str, BranchConfig]
+    edges: Annotated[list[EdgeConfig], Field(min_length=1)]
+    objective: dict[str, Any]
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    monitor: MonitorConfig = MonitorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("pair")
+    @classmethod
+    def _pair(cls, pair: str) -> str:
+        check_pair(pair)
+        return pair
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _inputs(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("expected a mapping from input names to their options")
+        return {
+            name: component({"name": name, **dict(options or {})}, registry.INPUTS)
+            for name, options in value.items()
+        }
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> dict[str, Any]:
+        return component(value, registry.OBJECTIVES)
+
+    @model_validator(mode="after")
+    def _graph(self, _: ValidationInfo) -> Recipe:
+        for name, branch in self.branches.items():
+            if "/" in name or "." in name:
+                raise ValueError(f"branch name '{name}' must not contain '/' or '.'")
+            if branch.input not in self.inputs:
+                raise ValueError(
+                    f"branch '{name}' reads input '{branch.input}', which is not one of "
+                    f"{', '.join(self.inputs)}{nearest(branch.input, self.inputs)}"
+                )
+        for edge in self.edges:
+            for end in (edge.a, edge.b):
+                if end not in self.branches:
+                    raise ValueError(
+                        f"an edge names branch '{end}', which is not one of "
+                        f"{', '.join(self.branches)}{nearest(end, self.branches)}"
+                    )
+            if self.branches[edge.a].expander.widths[-1] != self.branches[edge.b].expander.widths[-1]:
+                raise ValueError(
+                    f"the edge {edge.a}-{edge.b} joins embeddings of "
+                    f"{self.branches[edge.a].expander.widths[-1]} and "
+                    f"{self.branches[edge.b].expander.widths[-1]} dimensions; their expanders must end in "
+                    "the same width"
+                )
+        return self
+
+
+def check_pair(pair: str) -> None:
+    """Raise :class:`UserError` naming the nearest pair unless ``pair`` is one."""
+    if pair not in registry.PAIRS:
+        raise UserError(f"unknown pair '{pair}'{nearest(pair, registry.PAIRS)} Known: {', '.join(registry.PAIRS)}.")
+
+
+def recipes_folder() -> Path:
+    """The folder of shipped recipes, in a checkout and in an installed wheel alike."""
+    import mmvicreg
+
+    for base in mmvicreg.__path__:
+        if (Path(base) / "configs").is_dir():
+            return Path(base) / "configs"
+    raise FileNotFoundError("the package is installed without its configs folder")
+
+
+def recipe_path(pair: str, dataset: str, recipe: str | None) -> Path:
+    """The YAML file meant by ``--recipe`` (a path, or a name in ``configs/<pair>``; default: the data set).
+
+    Raises:
+        UserError: no such recipe; the nearest name and the known ones are given.
+    """
+    if recipe is not None and (recipe.endswith((".yaml", ".yml")) or "/" in recipe):
+        path = Path(recipe)
+        if not path.is_file():
+            raise UserError(f"no recipe file '{recipe}'")
+        return path
+    folder = recipes_folder() / pair
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    name = recipe if recipe is not None else dataset
+    if name not in names:
+        raise UserError(
+            f"no recipe '{name}' for the pair {pair}{nearest(name, names)} Known: {', '.join(names)}; "
+            "or give the path of a YAML file."
+        )
+    return folder / f"{name}.yaml"
+
+
+def load_recipe(
+    path: Path, overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """Read a recipe file and apply named overrides, then ``a.b=c`` settings, then the schema.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted key -> value, from named flags.
+        settings: ``--set`` arguments; the value is parsed as YAML.
+
+    Raises:
+        UserError: unreadable YAML, a malformed setting, an unknown key (the nearest valid one is named)
+            or a value out of range.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"the recipe {path} is not a mapping of keys to values")
+    for key, value in (overrides or {}).items():
+        _assign(tree, key, value)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'")
+        try:
+            _assign(tree, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
+    return parse_recipe(tree, source=str(path))
+
+
+def parse_recipe(tree: Mapping[str, Any], *, source: str) -> Recipe:
+    """Validate a tree of plain values into a :class:`Recipe`; ``source`` is named in errors."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default filled in; :func:`parse_recipe` reads it back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ, as ``key: old -> new``."""
+    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return [
+        f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
+        for key in sorted({*a, *b})
+        if a.get(key, "absent") != b.get(key, "absent")
+    ]
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _descend(node, part, ".".join(parents[: depth + 1]), key)
+    if isinstance(node, list):
+        node[_position(node, leaf, key)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise UserError(f"cannot set '{key}': '{'.'.join(parents)}' holds a single value")
+
+
+def _descend(node: Any, part: str, path: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, key)]
+    if not isinstance(node, dict):
+        raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
+    if isinstance(node.get(part), str) and path.rpartition(".")[2] in {"frontend", "encoder", "objective"}:
+        node[part] = {"name": node[part]}
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _position(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"cannot set '{key}': '{part}' is not a position in a list of {len(items)}")
+    return int(part)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, node in tree.items() for k, v in _flatten(node, f"{prefix}{name}.").items()}
+    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        return {k: v for i, node in enumerate(tree) for k, v in _flatten(node, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    context = problem.get("ctx", {}).get("error")
+    if isinstance(context, ValidationError):  # a component's own options
+        return "; ".join(
+            _explain({**inner, "loc": (*problem["loc"], *inner["loc"])}) for inner in context.errors()
+        )
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest_key(location)}"
+    if problem["type"] == "missing":
+        return f"missing key '{key}'"
+    message = str(context) if context is not None else str(problem["msg"])
+    return f"{key}: {message}" if key else message
+
+
+def _nearest_key(location: list[str]) -> str:
+    """Suggest a sibling key, or any key of the schema whose last part is near."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+            arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = arguments[-1] if arguments else model
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return nearest(location[-1], model.model_fields)
+    return ""

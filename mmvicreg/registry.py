@@ -1,0 +1,122 @@
+"""Where names become classes: data sets, inputs, frontends, encoders, objectives, protocols.
+
+The tables hold import paths, not objects, so that listing names imports nothing heavy and the library
+never imports ``mmvicreg.data`` or ``mmvicreg.eval`` itself. Other packages add to a table through the
+entry-point group of the same name (``mmvicreg.datasets``, ``mmvicreg.encoders``, ...).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from mmvicreg.errors import UserError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` when a known name is close to ``name``, else a full stop."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A table from names to classes, loaded when asked for.
+
+    Args:
+        kind: what the names are, in words, for messages ("data set").
+        builtin: name -> ``"package.module:attribute"``.
+        group: the entry-point group through which other packages add names.
+    """
+
+    kind: str
+    builtin: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+
+    def names(self) -> list[str]:
+        """Every known name, sorted."""
+        return sorted({*self.builtin, *(point.name for point in self._points())})
+
+    def load(self, name: str) -> Any:
+        """The class registered as ``name``.
+
+        Raises:
+            UserError: no such name; the message gives the nearest one and the whole list.
+        """
+        if name in self.builtin:
+            module, _, attribute = self.builtin[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        for point in self._points():
+            if point.name == name:
+                return point.load()
+        names = self.names()
+        raise UserError(f"unknown {self.kind} '{name}'{nearest(name, names)} Known: {', '.join(names)}.")
+
+    def _points(self) -> Iterable[Any]:
+        return entry_points(group=self.group) if self.group else ()
+
+
+DATASETS = Registry(
+    "data set",
+    {
+        "coco": "mmvicreg.data.coco:Coco",
+        "flickr8k": "mmvicreg.data.flickr:Flickr8k",
+        "flickr30k": "mmvicreg.data.flickr:Flickr30k",
+        "shapes": "mmvicreg.data.shapes:Shapes",
+        "esc50": "mmvicreg.data.esc50:Esc50",
+        "esc10": "mmvicreg.data.esc50:Esc10",
+        "tones": "mmvicreg.data.tones:Tones",
+        "manifest": "mmvicreg.data.manifest:Manifest",
+    },
+    "mmvicreg.datasets",
+)
+INPUTS = Registry(
+    "input",
+    {
+        "image": "mmvicreg.inputs.image:ImageInput",
+        "text": "mmvicreg.inputs.text:TextInput",
+        "audio": "mmvicreg.inputs.audio:AudioInput",
+    },
+    "mmvicreg.inputs",
+)
+FRONTENDS = Registry(
+    "frontend",
+    {
+        "image": "mmvicreg.branches.frontends:ImageFrontend",
+        "text": "mmvicreg.branches.frontends:TextFrontend",
+        "waveform": "mmvicreg.branches.frontends:WaveformFrontend",
+        "log_mel": "mmvicreg.branches.log_mel:LogMelFrontend",
+    },
+    "mmvicreg.frontends",
+)
+ENCODERS = Registry(
+    "encoder",
+    {
+        "resnet18": "mmvicreg.branches.resnet:ResNet18",
+        "resnet34": "mmvicreg.branches.resnet:ResNet34",
+        "resnet50": "mmvicreg.branches.resnet:ResNet50",
+        "resnet101": "mmvicreg.branches.resnet:ResNet101",
+        "resnet152": "mmvicreg.branches.resnet:ResNet152",
+        "resnet18_1d": "mmvicreg.branches.resnet1d:ResNet18Wave",
+        "gru": "mmvicreg.branches.gru:GRUText",
+        "transformers": "mmvicreg.branches.transformers_text:TransformersText",
+    },
+    "mmvicreg.encoders",
+)
+OBJECTIVES = Registry(
+    "method", {"vicreg": "mmvicreg.objectives.vicreg:VICReg"}, "mmvicreg.objectives"
+)
+PROTOCOLS = Registry(
+    "evaluation protocol",
+    {
+        "retrieval": "mmvicreg.eval.retrieval:run",
+        "linear": "mmvicreg.eval.linear:run",
+    },
+    "mmvicreg.protocols",
+)
+PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50"}
+"""Pair -> the data set it uses when none is named."""

@@ -1,0 +1,59 @@
+"""What a data set is to the rest of the library: a list of samples per split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One thing, and where its views are. A data set fills the fields it has.
+
+    Attributes:
+        id: unique within the data set (COCO's image id, a file name).
+        image: picture file.
+        captions: its captions, in the publisher's order.
+        audio: recording file.
+        label: class index into ``DataSet.classes``.
+        fold: 1-based fold, for data sets published in folds.
+        group: the source a fragment was cut from; groups never straddle folds.
+    """
+
+    id: str
+    image: Path | None = None
+    captions: tuple[str, ...] = ()
+    audio: Path | None = None
+    label: int | None = None
+    fold: int | None = None
+    group: str | None = None
+
+
+class DataSet(Protocol):
+    """A data set opened for reading at a root folder (or file, for a manifest).
+
+    Opening one checks its layout and raises :class:`~mmvicreg.errors.UserError` naming what is missing
+    and the command that gets it.
+    """
+
+    name: ClassVar[str]
+    pairs: ClassVar[tuple[str, ...]]
+    root: Path
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Things to say once when a run starts ("400 of ESC-50's 2 000 clips")."""
+
+    def __init__(self, root: Path) -> None: ...
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits present, e.g. ``("train", "val", "test")`` or ``("fold1", ...)``."""
+        ...
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of one split, in a fixed order. ``"a+b"`` is the union, ``"all"`` everything.
+
+        Raises:
+            UserError: no such split (the nearest and the known ones are named).
+        """
+        ...
