@@ -1,0 +1,1 @@
+"""Pure functions that measure embeddings: ranks and recall, accuracy, spectrum."""
