@@ -1,11 +1,18 @@
-"""What every method shares: the graph it is computed over and what it returns."""
+"""What every method shares: the graph it is computed over, what it returns, and how it is called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
+from mmvicreg.objectives.gather import all_rows, local_sizes, rank
 
 
 @dataclass(frozen=True)
@@ -57,3 +64,196 @@ class ObjectiveOutput:
 
     loss: Tensor
     terms: Mapping[str, Tensor]
+
+
+class NonFiniteError(UserError):
+    """NaN or infinity in an embedding.
+
+    Attributes:
+        node: the embedding it is in.
+        rows: its rows in the global batch (processes in the order of ranks).
+        local_rows: those of them that are this process's, counted in its own batch.
+    """
+
+    def __init__(self, message: str, *, node: str, rows: Sequence[int], local_rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.node = node
+        self.rows = tuple(rows)
+        self.local_rows = tuple(local_rows)
+
+
+class Objective(nn.Module, ABC):
+    """A method: from the embeddings of one batch to a loss.
+
+    Two ways in. In a recipe: ``Method.from_config(options, graph)``, called with the embedding of every
+    node by name. Alone, in anybody's loop: ``Method(option=...)``, called with two tensors, which become
+    the nodes ``a`` and ``b``. Either way every process passes its local rows, in the same order for every
+    node, and gets the loss of the global batch; without a process group the batch is what was passed.
+
+    A method writes :meth:`compute` (the loss), and where there is something to refuse or to warn of,
+    :meth:`check` and :meth:`warnings`. Parameters and buffers of its own (predictors, prototypes) are
+    those of any module, and are saved and distributed like the rest of the model.
+    """
+
+    Config: ClassVar[type[Strict]]
+    """What a recipe's ``objective:`` may say besides the name."""
+    minimum_batch: ClassVar[int] = 2
+    graph: Graph | None = None
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], graph: Graph) -> Self:
+        """The method with a recipe's options, over a graph; a ``name`` among the options is ignored.
+
+        Raises:
+            UserError: the method cannot be computed over this graph (see :meth:`check`).
+        """
+
+    @abstractmethod
+    def pair_graph(self, width_a: int, width_b: int) -> Graph:
+        """The graph of two tensors passed without one: the nodes ``a`` and ``b`` and the edge between."""
+
+    @abstractmethod
+    def compute(
+        self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
+    ) -> ObjectiveOutput:
+        """The loss and its terms. Autocast is off; shapes, batch size and widths have been checked.
+
+        Args:
+            embeddings: node -> ``(n_local, d)``, any floating dtype.
+            graph: what to compute.
+            sizes: the local batch of every process; their sum is n.
+        """
+
+    def check(self, graph: Graph) -> None:
+        """Raise :class:`UserError` unless this method can be computed over ``graph``."""
+        check_graph(graph)
+
+    def warnings(self, graph: Graph) -> list[str]:
+        """What is known to go wrong with these options on this graph, in plain sentences; often empty."""
+        del graph
+        return []
+
+    if TYPE_CHECKING:
+
+        def __call__(  # noqa: D102
+            self, embeddings: Mapping[str, Tensor] | Tensor, other: Tensor | None = None
+        ) -> ObjectiveOutput: ...
+
+    def forward(
+        self, embeddings: Mapping[str, Tensor] | Tensor, other: Tensor | None = None
+    ) -> ObjectiveOutput:
+        """The loss of the global batch.
+
+        Args:
+            embeddings: ``(n_local, d)`` of this process by node name, or the first of two tensors.
+            other: the second tensor, when the first argument is a tensor.
+
+        Raises:
+            UserError: a node without an embedding, shapes that do not fit, fewer samples than the method
+                needs.
+            NonFiniteError: NaN or infinity in an embedding; the node and the rows are named.
+        """
+        batch, graph = self._batch(embeddings, other)
+        first = next(iter(batch.values()))
+        sizes = local_sizes(first.shape[0], first.device)
+        if sum(sizes) < self.minimum_batch:
+            raise UserError(
+                f"{type(self).__name__} needs at least {self.minimum_batch} samples in a batch,"
+                f" got {sum(sizes)}"
+            )
+        with torch.autocast(first.device.type, enabled=False):
+            output = self.compute(batch, graph, sizes)
+        if not bool(torch.isfinite(output.loss.detach())):
+            _locate(batch, sizes)
+        return output
+
+    def _batch(
+        self, embeddings: Mapping[str, Tensor] | Tensor, other: Tensor | None
+    ) -> tuple[dict[str, Tensor], Graph]:
+        if isinstance(embeddings, Tensor):
+            if other is None:
+                raise UserError("one tensor is not a pair: pass two, or a mapping from node names to tensors")
+            embeddings = {"a": embeddings, "b": other}
+            graph = None
+        else:
+            graph = self.graph
+        check_embeddings(embeddings)
+        if graph is None:
+            if set(embeddings) != {"a", "b"}:
+                raise UserError(
+                    f"{type(self).__name__} without a graph takes the embeddings 'a' and 'b', "
+                    f"got {', '.join(embeddings)}; make it with from_config for other graphs"
+                )
+            graph = self.pair_graph(embeddings["a"].shape[1], embeddings["b"].shape[1])
+            self.check(graph)
+        return select_embeddings(embeddings, graph), graph
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise :class:`UserError` for an edge to a missing node or between embeddings of unequal widths."""
+    nodes = {node.name: node for node in graph.nodes}
+    for edge in graph.edges:
+        for end in (edge.a, edge.b):
+            if end not in nodes:
+                raise UserError(
+                    f"the edge {edge.a}-{edge.b} names '{end}', which is not one of {', '.join(nodes)}"
+                )
+        if nodes[edge.a].width != nodes[edge.b].width:
+            raise UserError(
+                f"the edge {edge.a}-{edge.b} joins embeddings of {nodes[edge.a].width} and "
+                f"{nodes[edge.b].width} dimensions; they must have the same width"
+            )
+
+
+def check_embeddings(embeddings: Mapping[str, Tensor]) -> None:
+    """Raise :class:`UserError` unless every embedding is ``(n, d)``, floating, and of one n and device."""
+    if not embeddings:
+        raise UserError("no embeddings were passed")
+    first_name, first = next(iter(embeddings.items()))
+    for name, z in embeddings.items():
+        if z.ndim != 2 or not z.is_floating_point() or z.shape[1] == 0:
+            raise UserError(
+                f"embedding '{name}' must be a float tensor (n, d), got {z.dtype} {tuple(z.shape)}"
+            )
+        if z.shape[0] != first.shape[0] or z.device != first.device:
+            raise UserError(
+                f"embedding '{name}' has {z.shape[0]} rows on {z.device} and '{first_name}' {first.shape[0]} "
+                f"on {first.device}; both need one row for each sample of the batch, on one device"
+            )
+
+
+def select_embeddings(embeddings: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
+    """The embeddings of the graph's nodes, in the graph's order; :class:`UserError` where one is missing."""
+    for node in graph.nodes:
+        if node.name not in embeddings:
+            raise UserError(f"no embedding for '{node.name}' among {', '.join(embeddings)}")
+        if embeddings[node.name].shape[1] != node.width:
+            raise UserError(
+                f"embedding '{node.name}' has {embeddings[node.name].shape[1]} dimensions, "
+                f"its branch was declared with {node.width}"
+            )
+    return {node.name: embeddings[node.name] for node in graph.nodes}
+
+
+def _locate(batch: Mapping[str, Tensor], sizes: tuple[int, ...]) -> None:
+    """Raise for the first node with a non-finite row; every process comes here, as the loss is the same."""
+    for name, z in batch.items():
+        finite = torch.isfinite(z.detach()).all(dim=1)
+        rows = torch.nonzero(~all_rows(finite.to(torch.uint8), sizes).bool()).flatten().tolist()
+        if rows:
+            local_rows = torch.nonzero(~finite).flatten().tolist()
+            shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+            where = f" (here, on process {rank()}: {len(local_rows)} of them)" if len(sizes) > 1 else ""
+            raise NonFiniteError(
+                f"NaN or infinity in the embedding of branch '{name}', rows {shown}"
+                f" of the batch of {sum(sizes)}{where}; lower the learning rate,"
+                " clip the gradient or look at these samples",
+                node=name,
+                rows=rows,
+                local_rows=local_rows,
+            )
+    raise UserError(
+        "the loss is not finite although every embedding is: the embeddings are so large that their "
+        "covariance overflows; lower the learning rate or clip the gradient"
+    )

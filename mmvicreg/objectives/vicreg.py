@@ -1,0 +1,157 @@
+"""VICReg: variance, invariance, covariance (Bardes, Ponce, LeCun 2022), over a graph of branches.
+
+Per node, with Z the global batch (n, d), centred per column, and C = Z^T Z / (n - 1):
+
+    v = 1/d sum_j max(0, gamma - sqrt(C_jj + epsilon))       Eq. 1-2; unbiased variance
+    c = 1/d sum_{i != j} C_ij^2                              Eq. 3-4
+
+per edge, s = mean of (z_a - z_b)^2 over all n x d entries: Algorithm 1 and the authors' code, not the
+sum over d that Eq. 5 prints. The loss is the plain sum over nodes of mu v + nu c and over edges of
+lambda s (Eq. 6), each with its own coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+from torch.nn import functional
+
+from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
+from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput
+from mmvicreg.objectives.gather import gather
+
+Convention = Literal["paper", "official"]
+
+
+class VICRegConfig(Strict):
+    """VICReg's options; mu, nu and lambda are the branches' and the edges' (Eq. 6)."""
+
+    convention: Convention = "paper"
+    """``paper`` sums mu v over the branches (Eq. 6, Algorithm 1); ``official`` averages it, as the authors'
+    code does: its 25/25/1 for two branches are 25/12.5/1 summed. The covariance is summed in both."""
+    gamma: Annotated[float, Field(gt=0)] = 1.0
+    """The standard deviation that every dimension is pushed up to (Eq. 1)."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-4
+    """Added to the variance under the root (Eq. 2)."""
+
+
+class VICReg(Objective):
+    """VICReg over two tensors, or over a recipe's graph of branches.
+
+    >>> objective = VICReg(convention="paper")
+    >>> output = objective(z_a, z_b)            # (n, d) each; local rows under a process group
+    >>> output.loss.backward()
+
+    Args:
+        invariance: lambda, for two tensors (a graph's edges carry their own).
+        variance: mu, one for both or one each.
+        covariance: nu, one for both or one each.
+        convention: ``paper`` sums mu v over the branches, ``official`` averages it (see the Config).
+        gamma: target standard deviation.
+        epsilon: added to the variance under the root.
+
+    Terms: ``variance/<node>``, ``covariance/<node>``, ``invariance/<a>-<b>``, all unweighted.
+    """
+
+    Config: ClassVar[type[Strict]] = VICRegConfig
+
+    def __init__(
+        self,
+        *,
+        invariance: float = 25.0,
+        variance: float | tuple[float, float] = 25.0,
+        covariance: float | tuple[float, float] = 1.0,
+        convention: Convention = "paper",
+        gamma: float = 1.0,
+        epsilon: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.options = _options({"convention": convention, "gamma": gamma, "epsilon": epsilon})
+        self.invariance = invariance
+        self.variance = variance if isinstance(variance, tuple) else (variance, variance)
+        self.covariance = covariance if isinstance(covariance, tuple) else (covariance, covariance)
+        if min(invariance, *self.variance, *self.covariance) < 0:
+            raise UserError("VICReg's coefficients must not be negative")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], graph: Graph) -> Self:
+        """VICReg with a recipe's options over a graph whose nodes and edges carry mu, nu and lambda."""
+        options = _options({key: value for key, value in config.items() if key != "name"})
+        objective = cls(convention=options.convention, gamma=options.gamma, epsilon=options.epsilon)
+        objective.check(graph)
+        objective.graph = graph
+        return objective
+
+    def pair_graph(self, width_a: int, width_b: int) -> Graph:
+        """The nodes ``a`` and ``b`` with the coefficients given at construction."""
+        nodes = (
+            Node("a", "a", width_a, self.variance[0], self.covariance[0]),
+            Node("b", "b", width_b, self.variance[1], self.covariance[1]),
+        )
+        return Graph(nodes, (Edge("a", "b", self.invariance),))
+
+    def warnings(self, graph: Graph) -> list[str]:
+        """Coefficients that the paper's Table 7 or arithmetic says collapse."""
+        found = []
+        for node in graph.nodes:
+            if node.variance == 0:
+                found.append(f"'{node.name}' has variance (mu) 0: nothing keeps it from collapsing (Table 7)")
+            elif node.covariance >= node.variance:
+                found.append(
+                    f"'{node.name}' has covariance (nu) {node.covariance:g} at or above variance (mu) "
+                    f"{node.variance:g}: such settings collapse (Table 7)"
+                )
+        for edge in graph.edges:
+            for node in graph.nodes:
+                apart = max(edge.invariance, node.variance) > 2 * min(edge.invariance, node.variance)
+                if node.name in (edge.a, edge.b) and node.variance > 0 and apart:
+                    found.append(
+                        f"the edge {edge.a}-{edge.b} has invariance (lambda) {edge.invariance:g} and "
+                        f"'{node.name}' variance (mu) {node.variance:g}: more than twofold apart, which "
+                        "the paper found to collapse or to train badly (Table 7)"
+                    )
+        return found
+
+    def compute(
+        self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
+    ) -> ObjectiveOutput:
+        """Eq. 6 over the graph; float32, or float64 for float64 embeddings."""
+        del sizes
+        batch = {name: _exact(gather(z)) for name, z in embeddings.items()}
+        share = 1.0 / len(graph.nodes) if self.options.convention == "official" else 1.0
+        terms: dict[str, Tensor] = {}
+        loss = next(iter(batch.values())).new_zeros(())
+        for edge in graph.edges:
+            value = functional.mse_loss(batch[edge.a], batch[edge.b])
+            terms[f"invariance/{edge.a}-{edge.b}"] = value.detach()
+            loss = loss + edge.invariance * value
+        for node in graph.nodes:
+            z = batch[node.name]
+            z = z - z.mean(dim=0)
+            cov = z.T @ z / (z.shape[0] - 1)
+            variances = cov.diagonal()
+            variance = functional.relu(
+                self.options.gamma - torch.sqrt(variances + self.options.epsilon)
+            ).mean()
+            covariance = (cov - torch.diag(variances)).square().sum(dim=1).sum() / z.shape[1]
+            terms[f"variance/{node.name}"] = variance.detach()
+            terms[f"covariance/{node.name}"] = covariance.detach()
+            loss = loss + share * node.variance * variance + node.covariance * covariance
+        return ObjectiveOutput(loss, terms)
+
+
+def _exact(z: Tensor) -> Tensor:
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _options(options: Mapping[str, Any]) -> VICRegConfig:
+    try:
+        return VICRegConfig.model_validate(dict(options))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"VICReg: {problems}") from error
