@@ -1,0 +1,99 @@
+"""Frontends: no parameters, a whole batch at a time, on the device.
+
+A frontend turns what the loader hands over (small integer tensors) into what an encoder reads. In training
+mode it augments; what it draws comes from the ``draws`` that travel with each sample, so the same sample
+is augmented alike whatever the batch, the device or the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmvicreg.config import Strict
+from mmvicreg.inputs.base import InputSpec
+
+
+class TextBatch(NamedTuple):
+    """Token ids ``(n, longest)`` int64 and lengths ``(n,)`` int64, the latter on the CPU."""
+
+    ids: Tensor
+    length: Tensor
+
+
+class Frontend(nn.Module):
+    """Base of all frontends. ``spec`` says what the encoder will be given."""
+
+    Config: ClassVar[type[Strict]]
+
+    def __init__(self, config: Any, spec: InputSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+
+class ImageFrontend(Frontend):
+    """uint8 ``(n, 3, h, w)`` to normalised float32."""
+
+    class Config(Strict):
+        """Normalisation, in units of full scale."""
+
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+        """ImageNet's, as torchvision's weights expect."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Config, spec: InputSpec) -> None:
+        super().__init__(config, spec)
+        self.register_buffer("mean", 255 * torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, item: Mapping[str, Tensor]) -> Tensor:
+        """Pixels of ``item`` as float32 ``(n, 3, h, w)``."""
+        return (item["pixels"].float() - self.mean) / self.std
+
+
+class TextFrontend(Frontend):
+    """Token ids pass through."""
+
+    class Config(Strict):
+        """Nothing to set."""
+
+    def forward(self, item: Mapping[str, Tensor]) -> TextBatch:
+        """Ids where they are; lengths on the CPU, where packing wants them."""
+        return TextBatch(item["ids"], item["length"].cpu())
+
+
+class WaveformFrontend(Frontend):
+    """int16 ``(n, samples)`` to float32 ``(n, 1, samples)``, with gain and polarity drawn in training."""
+
+    class Config(Strict):
+        """Scaling and augmentation."""
+
+        normalise: bool = True
+        """Bring each clip to zero mean and unit standard deviation; a silent clip stays zero."""
+        gain_db: Annotated[float, Field(ge=0)] = 0.0
+        """Training: gain drawn from plus or minus this, dB."""
+        polarity: bool = False
+        """Training: flip the sign of half of the clips."""
+
+    def forward(self, item: Mapping[str, Tensor]) -> Tensor:
+        """The waveform of ``item`` as float32 ``(n, 1, samples)``, full scale 1 unless normalised."""
+        x = item["waveform"].float() / 32768
+        if self.config.normalise:
+            # the floor (-80 dB of full scale) keeps a clip of digital silence at zero instead of 0 / 0
+            x = x - x.mean(dim=1, keepdim=True)
+            x = x / x.std(dim=1, keepdim=True).clamp_min(1e-4)
+        if self.training:
+            u = item["draws"]
+            if self.config.gain_db > 0:
+                x = x * 10 ** ((2 * u[:, :1] - 1) * self.config.gain_db / 20)
+            if self.config.polarity:
+                x = torch.where(u[:, 1:2] < 0.5, -x, x)
+        return x.unsqueeze(1)

@@ -1,0 +1,68 @@
+"""Word or piece embedding followed by a GRU: VSE++'s text encoder."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from mmvicreg.branches.frontends import TextBatch
+from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import InputSpec
+from mmvicreg.inputs.tokenizers import PAD
+
+
+class GRUText(nn.Module):
+    """Embedding (300) and GRU (1024); the sizes are VSE++'s (Faghri et al. 2018, section 4.1)."""
+
+    class Config(Strict):
+        """Sizes, and what of the GRU's states is kept."""
+
+        word_features: Annotated[int, Field(ge=1)] = 300
+        hidden: Annotated[int, Field(ge=1)] = 1024
+        layers: Annotated[int, Field(ge=1)] = 1
+        bidirectional: bool = False
+        """Average the two directions, so that the representation stays ``hidden`` wide."""
+        pooling: Literal["last", "mean", "max"] = "last"
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+        """On the word embeddings, in training."""
+
+    def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(spec.vocabulary, config.word_features, padding_idx=PAD)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # VSE++'s
+        self.dropout = nn.Dropout(config.dropout)
+        self.gru = nn.GRU(
+            config.word_features,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            bidirectional=config.bidirectional,
+        )
+        self.out_features = config.hidden
+
+    def forward(self, text: TextBatch) -> Tensor:
+        """Representation ``(n, hidden)`` of token ids ``(n, longest)`` with their lengths.
+
+        Raises:
+            UserError: a caption of length 0; its position in the batch is named.
+        """
+        if int(text.length.min()) < 1:
+            raise UserError(f"caption {int(text.length.argmin())} of the batch has no tokens")
+        words = self.dropout(self.embedding(text.ids))
+        packed = pack_padded_sequence(words, text.length, batch_first=True, enforce_sorted=False)
+        states, last = self.gru(packed)
+        directions = 2 if self.config.bidirectional else 1
+        if self.config.pooling == "last":
+            return last[-directions:].mean(dim=0)
+        padded, _ = pad_packed_sequence(states, batch_first=True)
+        padded = padded.unflatten(2, (directions, self.config.hidden)).mean(dim=2)
+        real = torch.arange(padded.shape[1], device=padded.device) < text.length.to(padded.device)[:, None]
+        if self.config.pooling == "max":
+            return padded.masked_fill(~real[:, :, None], float("-inf")).amax(dim=1)
+        return (padded * real[:, :, None]).sum(dim=1) / real.sum(dim=1, keepdim=True)

@@ -1,0 +1,114 @@
+"""Waveform to log-mel spectrogram scaled to 0..1, batched on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+import torchaudio
+from pydantic import Field
+from torch import Tensor
+
+from mmvicreg.branches.frontends import Frontend
+from mmvicreg.config import Strict
+from mmvicreg.inputs.base import InputSpec
+
+
+class LogMelFrontend(Frontend):
+    """int16 ``(n, samples)`` to float32 ``(n, 1, mels, frames)`` in 0..1.
+
+    librosa and torchaudio differ in their defaults (slaney scale and norm against htk and none), so every
+    parameter is explicit here and saved with the run.
+    """
+
+    class Config(Strict):
+        """The spectrogram, its scaling and its masking."""
+
+        sample_rate: Annotated[int, Field(ge=1000)]
+        """Hz; must be the input's."""
+        n_fft: Annotated[int, Field(ge=16)] = 1024
+        win_length: Annotated[int, Field(ge=16)] = 1024
+        hop_length: Annotated[int, Field(ge=1)] = 512
+        n_mels: Annotated[int, Field(ge=4)] = 128
+        f_min: Annotated[float, Field(ge=0)] = 0.0
+        f_max: float | None = None
+        """Hz; null: half the sample rate."""
+        mel_scale: Literal["slaney", "htk"] = "slaney"
+        mel_norm: Literal["slaney"] | None = "slaney"
+        power: Annotated[float, Field(gt=0)] = 2.0
+        top_db: Annotated[float, Field(gt=0)] = 80.0
+        """Range kept below the clip's peak, dB."""
+        silence_db: float = -100.0
+        """A clip whose peak is below this counts as silent and becomes all zeros, dB of mel power."""
+        scaling: Literal["peak", "minmax"] = "peak"
+        """``peak``: 1 is the clip's peak and 0 is ``top_db`` below; ``minmax``: the clip's own extremes."""
+        time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+        """Training: longest stretch set to zero, as a part of the frames."""
+        frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+        """Training: widest band set to zero, as a part of the mels."""
+
+    def __init__(self, config: Config, spec: InputSpec) -> None:
+        super().__init__(config, spec)
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate=config.sample_rate,
+            n_fft=config.n_fft,
+            win_length=config.win_length,
+            hop_length=config.hop_length,
+            f_min=config.f_min,
+            f_max=config.f_max,
+            n_mels=config.n_mels,
+            power=config.power,
+            norm=config.mel_norm,
+            mel_scale=config.mel_scale,
+            center=True,
+            pad_mode="constant",
+        )
+        # constants of the transform, rebuilt from the recipe: not weights to be saved
+        self.mel.spectrogram._non_persistent_buffers_set.add("window")
+        self.mel.mel_scale._non_persistent_buffers_set.add("fb")
+
+    def forward(self, item: Mapping[str, Tensor]) -> Tensor:
+        """The spectrogram of ``item``, in 0..1; augmented in training mode."""
+        x = self.scale(self.decibels(item["waveform"].float() / 32768))
+        if self.training and self.config.time_mask > 0:
+            x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
+        if self.training and self.config.frequency_mask > 0:
+            x = mask(x, dim=1, width=self.config.frequency_mask, draws=item["draws"][:, 4:6])
+        return x.unsqueeze(1)
+
+    def decibels(self, waveform: Tensor) -> Tensor:
+        """Mel power of float ``(n, samples)`` in dB, ``(n, mels, frames)``, without any range limit."""
+        # clip by clip on a CPU: a large batched STFT falls out of its caches and is slower there
+        chunks = waveform.split(1) if waveform.device.type == "cpu" else (waveform,)
+        with torch.autocast(waveform.device.type, enabled=False):
+            power = torch.cat([self.mel(chunk) for chunk in chunks])
+        return (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
+
+    def scale(self, decibels: Tensor) -> Tensor:
+        """dB to 0..1 per clip; a constant or silent clip becomes zeros, never NaN."""
+        peak = decibels.amax(dim=(1, 2), keepdim=True)
+        floor = peak - self.config.top_db
+        x = decibels.maximum(floor)
+        if self.config.scaling == "minmax":
+            floor = x.amin(dim=(1, 2), keepdim=True)
+        span = peak - floor
+        scaled = (x - floor) / span.clamp_min(1e-6)
+        return torch.where((peak > self.config.silence_db + 1e-3) & (span > 1e-6), scaled, 0.0)
+
+
+def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:
+    """Set one stretch of each spectrogram along ``dim`` to zero (SpecAugment's masking, batched).
+
+    Args:
+        x: ``(n, mels, frames)``.
+        dim: 1 masks frequencies, 2 masks time.
+        width: longest stretch, as a part of the axis.
+        draws: ``(n, 2)`` uniforms: how long, and where.
+    """
+    size = x.shape[dim]
+    length = (draws[:, 0] * (width * size + 1)).floor()
+    start = (draws[:, 1] * (size - length + 1)).floor()
+    position = torch.arange(size, device=x.device)
+    hidden = (position >= start[:, None]) & (position < (start + length)[:, None])
+    return x.masked_fill(hidden.unsqueeze(3 - dim), 0.0)

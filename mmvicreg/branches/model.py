@@ -1,0 +1,199 @@
+"""The graph of branches as one module: both towers, the expanders and the objective in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmvicreg import registry
+from mmvicreg.branches.expander import expander
+from mmvicreg.config import BranchConfig, Recipe
+from mmvicreg.inputs.base import Input, Item
+from mmvicreg.objectives.base import Edge, Graph, Node
+
+
+@dataclass
+class Batch:
+    """What the loader hands over.
+
+    Attributes:
+        index: positions of the samples in the training list, int64 ``(n,)``.
+        views: ``"<input>/<view>"`` -> the collated tensors of that view.
+    """
+
+    index: Tensor
+    views: dict[str, Item]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``, copied while the device computes where the memory is pinned."""
+        views = {
+            key: {name: value.to(device, non_blocking=True) for name, value in item.items()}
+            for key, item in self.views.items()
+        }
+        return Batch(self.index.to(device, non_blocking=True), views)
+
+    def pin_memory(self) -> Batch:
+        """Called by the data loader's pinning thread."""
+        views = {k: {name: value.pin_memory() for name, value in item.items()} for k, item in self.views.items()}
+        return Batch(self.index.pin_memory(), views)
+
+
+@dataclass
+class ModelOutput:
+    """One forward: the loss, its terms, and detached copies to measure.
+
+    Attributes:
+        loss: scalar to differentiate.
+        terms: detached scalars of the objective.
+        embeddings: node -> ``(n_local, width)``, detached.
+        representations: node -> ``(n_local, features)``, detached.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    embeddings: dict[str, Tensor]
+    representations: dict[str, Tensor]
+
+
+class Branch(nn.Module):
+    """frontend -> encoder -> representation y -> expander -> embedding z."""
+
+    def __init__(self, config: BranchConfig, source: Input, *, pretrained: bool) -> None:
+        super().__init__()
+        spec = source.spec()
+        frontend = registry.FRONTENDS.load(config.frontend["name"])
+        encoder = registry.ENCODERS.load(config.encoder["name"])
+        self.config = config
+        self.frontend = frontend(_options(frontend, config.frontend), spec)
+        self.encoder = encoder(_options(encoder, config.encoder), self.frontend.spec, pretrained=pretrained)
+        self.expander = expander(self.encoder.out_features, config.expander)
+        self.frozen = config.freeze
+
+    def represent(self, item: Item) -> Tensor:
+        """Representation ``(n, features)``."""
+        out: Tensor = self.encoder(self.frontend(item))
+        return out
+
+    def forward(self, item: Item) -> tuple[Tensor, Tensor]:
+        """Representation ``(n, features)`` and embedding ``(n, width)``."""
+        y = self.represent(item)
+        return y, self.expander(y)
+
+    def freeze(self, what: str) -> None:
+        """Freeze ``"encoder"``, its ``"batchnorm"`` statistics only, or ``"none"``."""
+        self.frozen = what
+        for parameter in self.encoder.parameters():
+            parameter.requires_grad_(what != "encoder")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Branch:
+        """Training mode, but a frozen part keeps evaluating: its statistics must not move either."""
+        super().train(mode)
+        if self.frozen == "encoder":
+            self.encoder.eval()
+        elif self.frozen == "batchnorm":
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+        return self
+
+
+class JointModel(nn.Module):
+    """Every branch of a recipe, joined by its objective."""
+
+    def __init__(self, recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.inputs = dict(inputs)
+        self.branches = nn.ModuleDict(
+            {
+                name: Branch(config, inputs[config.input], pretrained=pretrained)
+                for name, config in recipe.branches.items()
+            }
+        )
+        self.graph = build_graph(recipe)
+        objective = registry.OBJECTIVES.load(recipe.objective["name"])
+        options = {key: value for key, value in recipe.objective.items() if key != "name"}
+        self.objective = objective.from_config(options, self.graph)
+        self.autocast: torch.dtype | None = None
+
+    def branch(self, name: str) -> Branch:
+        """The branch called ``name``."""
+        branch = self.branches[name]
+        assert isinstance(branch, Branch)
+        return branch
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Embed every node of the graph and compute the objective over the global batch."""
+        embeddings: dict[str, Tensor] = {}
+        representations: dict[str, Tensor] = {}
+        with self.arithmetic(batch.index.device):
+            for node in self.graph.nodes:
+                view = view_key(self.recipe, node)
+                representations[node.name], embeddings[node.name] = self.branch(node.branch)(batch.views[view])
+        output = self.objective(embeddings)
+        return ModelOutput(
+            output.loss,
+            output.terms,
+            {name: z.detach() for name, z in embeddings.items()},
+            {name: y.detach() for name, y in representations.items()},
+        )
+
+    @contextmanager
+    def arithmetic(self, device: torch.device) -> Iterator[None]:
+        """Autocast for the towers, where the run asked for it."""
+        with torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            yield
+
+
+def build_graph(recipe: Recipe) -> Graph:
+    """Nodes and edges of a recipe; an edge from a branch to itself joins two views of it."""
+    doubled = {edge.a for edge in recipe.edges if edge.a == edge.b}
+
+    def nodes(name: str) -> list[str]:
+        return [f"{name}/0", f"{name}/1"] if name in doubled else [name]
+
+    def ends(edge: Any) -> tuple[str, str]:
+        if edge.a == edge.b:
+            return f"{edge.a}/0", f"{edge.a}/1"
+        return nodes(edge.a)[0], nodes(edge.b)[0]
+
+    return Graph(
+        nodes=tuple(
+            Node(
+                name=node,
+                branch=name,
+                width=branch.expander.widths[-1],
+                variance=branch.variance,
+                covariance=branch.covariance,
+            )
+            for name, branch in recipe.branches.items()
+            for node in nodes(name)
+        ),
+        edges=tuple(Edge(*ends(edge), invariance=edge.invariance) for edge in recipe.edges),
+    )
+
+
+def view_key(recipe: Recipe, node: Node) -> str:
+    """Which loaded view a node reads: ``"<input>/<view>"``."""
+    config = recipe.branches[node.branch]
+    offset = int(node.name.rpartition("/")[2]) if "/" in node.name else 0
+    return f"{config.input}/{config.view + offset}"
+
+
+def build_inputs(recipe: Recipe) -> dict[str, Input]:
+    """The inputs of a recipe, not yet fitted."""
+    inputs: dict[str, Input] = {}
+    for name, options in recipe.inputs.items():
+        cls = registry.INPUTS.load(name)
+        inputs[name] = cls(_options(cls, options))
+    return inputs
+
+
+def _options(cls: Any, config: Mapping[str, Any]) -> Any:
+    return cls.Config.model_validate({key: value for key, value in config.items() if key != "name"})

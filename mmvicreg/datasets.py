@@ -1,0 +1,88 @@
+"""Finding a data set: the folder it should be in, and the class that reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmvicreg.errors import UserError
+from mmvicreg.registry import DATASETS
+from mmvicreg.samples import DataSet, Sample
+
+
+def cache_folder() -> Path:
+    """Where data goes when nothing else is said: ``$XDG_CACHE_HOME/mmvicreg`` or ``~/.cache/mmvicreg``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mmvicreg"
+
+
+def dataset_root(name: str, root: Path | None = None) -> Path:
+    """The folder (or manifest) to look in: ``root``, else ``$MMVICREG_DATA/<name>``, else the cache."""
+    if root is not None:
+        return root.expanduser()
+    home = os.environ.get("MMVICREG_DATA")
+    return (Path(home).expanduser() if home else cache_folder()) / name
+
+
+def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
+    """Open a data set by name.
+
+    ``shapes`` and ``tones`` are made at their default place on first use. A data set that is a part of
+    another (ESC-10 of ESC-50) is also looked for in the other's default place.
+
+    Raises:
+        UserError: unknown name, or nothing readable there (the message says which command gets it).
+    """
+    cls = DATASETS.load(name)
+    if name == "manifest" and root is None:
+        raise UserError("the data set 'manifest' needs --data-root FILE.csv (or .jsonl, or their folder)")
+    place = dataset_root(name, root)
+    if root is None and not place.exists():
+        if hasattr(cls, "make"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            cls.make(place)
+        for other in getattr(cls, "alternatives", ()):
+            if dataset_root(other).exists():
+                place = dataset_root(other)
+    dataset: DataSet = cls(place)
+    return dataset
+
+
+def in_folds(dataset: DataSet) -> bool:
+    """Whether the data set is published in folds (``fold1``, ``fold2``, ...) rather than train and test."""
+    return all(split.startswith("fold") for split in dataset.splits())
+
+
+def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> list[Sample]:
+    """The samples a run may see: the split, or, for data in folds, every fold but the held-out one.
+
+    Args:
+        dataset: an opened data set.
+        split: the training split, for data with splits.
+        fold: 1-based fold that is held out, or ``"none"``.
+
+    Raises:
+        UserError: no such fold or split, or nothing in it.
+    """
+    if not in_folds(dataset):
+        return dataset.samples(split)
+    folds = dataset.splits()
+    if fold != "none" and f"fold{fold}" not in folds:
+        raise UserError(f"no fold {fold} in {dataset.name} at {dataset.root}; it has {', '.join(folds)}")
+    return [sample for name in folds if name != f"fold{fold}" for sample in dataset.samples(name)]
+
+
+def evaluation_split(dataset: DataSet, asked: str | None, *, fold: int | str = "none") -> str:
+    """The split to judge on: ``asked``, else the held-out fold, else ``test`` where there is one, else ``val``."""
+    if asked is not None:
+        return asked
+    splits = dataset.splits()
+    if in_folds(dataset):
+        return f"fold{fold}" if fold != "none" else splits[0]
+    for name in ("test", "val"):
+        if name in splits:
+            return name
+    raise UserError(
+        f"{dataset.name} at {dataset.root} has neither a test nor a val split (it has {', '.join(splits)}); "
+        "name one with --split"
+    )

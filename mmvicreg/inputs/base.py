@@ -1,0 +1,87 @@
+"""What a loader worker does for one modality: read a sample into small integer tensors.
+
+Decoding, cropping and tokenising happen here, one sample at a time; everything that can be done for a
+whole batch on the device is a frontend's (``mmvicreg.branches``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmvicreg.config import Strict
+from mmvicreg.samples import Sample
+
+Item = dict[str, Tensor]
+
+DRAWS = 16
+"""Uniform numbers in [0, 1) that travel with every training view for the frontends on the device."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What an encoder must know of its input before it is built.
+
+    Attributes:
+        channels: channels of a picture, spectrogram or waveform.
+        vocabulary: number of token ids.
+        model_config: a ``transformers`` configuration, for encoders that bring their own tokenizer.
+    """
+
+    channels: int = 0
+    vocabulary: int = 0
+    model_config: Mapping[str, Any] | None = None
+
+
+class Input(ABC):
+    """One modality of a sample. Subclasses declare their options as ``Config``."""
+
+    Config: ClassVar[type[Strict]]
+
+    @abstractmethod
+    def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
+        """Read one view of ``sample``.
+
+        Args:
+            sample: what to read.
+            rng: source of every random choice of this view; None reads it as evaluation does.
+            caption: which caption, for text; None draws one (training) or takes the first.
+
+        Raises:
+            UserError: the file is missing, broken, or of the wrong kind; the message names it.
+        """
+
+    def collate(self, items: Sequence[Item]) -> Item:
+        """Stack the items of a batch along a new first axis."""
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+    def fit(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most inputs learn nothing
+        """Learn from the training samples what the input needs (a vocabulary)."""
+
+    def survey(self, samples: Sequence[Sample]) -> list[str]:
+        """What will be done to samples that are not as asked, in words to say once."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`fit` learned, as plain data and tensors for a checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Restore :meth:`state`."""
+
+    def spec(self) -> InputSpec:
+        """What encoders must know of this input; valid after :meth:`fit` or :meth:`load_state`."""
+        return InputSpec()
+
+
+def draws(rng: np.random.Generator | None) -> Tensor:
+    """``(DRAWS,)`` float32 uniforms for the device, or the middle of every range in evaluation."""
+    if rng is None:
+        return torch.full((DRAWS,), 0.5)
+    return torch.from_numpy(rng.random(DRAWS, dtype=np.float32))

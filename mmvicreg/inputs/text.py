@@ -1,0 +1,108 @@
+"""Captions: tokenise, and pad a batch to its longest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch.nn.utils.rnn import pad_sequence
+
+from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import Input, InputSpec, Item
+from mmvicreg.inputs.tokenizers import (
+    PAD,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TransformersTokenizer,
+    WordTokenizer,
+    restore,
+)
+from mmvicreg.samples import Sample
+
+
+class TextInput(Input):
+    """One caption of the sample: drawn at random in training unless told which."""
+
+    class Config(Strict):
+        """Which tokenizer, and how long a caption may be."""
+
+        tokenizer: Literal["sentencepiece", "words", "transformers"] = "sentencepiece"
+        vocabulary: Annotated[int, Field(ge=16)] = 8000
+        """Pieces of a sentencepiece model."""
+        min_count: Annotated[int, Field(ge=1)] = 4
+        """Words rarer than this are unknown, for ``words``. 4 is VSE++'s."""
+        model: str | None = None
+        """Hub name or local folder, for ``transformers``."""
+        max_length: Annotated[int, Field(ge=3)] = 64
+        """Longer captions are cut, tokens."""
+
+        @model_validator(mode="after")
+        def _model_named(self) -> TextInput.Config:
+            if (self.tokenizer == "transformers") != (self.model is not None):
+                raise ValueError("'model' is needed with tokenizer: transformers, and only there")
+            return self
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The fitted tokenizer."""
+        if self._tokenizer is None:
+            raise RuntimeError("the text input has no tokenizer yet: call fit or load_state first")
+        return self._tokenizer
+
+    def fit(self, samples: Sequence[Sample]) -> None:
+        """Learn the vocabulary from the captions of the training samples, and from nothing else."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        if not captions:
+            raise UserError("the training samples have no captions, and the pair has a text branch")
+        if self.config.tokenizer == "transformers":
+            self._tokenizer = TransformersTokenizer.from_pretrained(str(self.config.model))
+        elif self.config.tokenizer == "words":
+            self._tokenizer = WordTokenizer.train(captions, min_count=self.config.min_count)
+        else:
+            self._tokenizer = SentencePieceTokenizer.train(captions, vocabulary=self.config.vocabulary)
+
+    def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
+        """``ids``: int64 ``(length,)``; ``length``: int64 scalar."""
+        if not sample.captions:
+            raise UserError(f"sample '{sample.id}' has no caption")
+        if caption is None:
+            caption = 0 if rng is None else int(rng.integers(len(sample.captions)))
+        return self.encode(sample.captions[caption], where=f"caption {caption + 1} of sample '{sample.id}'")
+
+    def encode(self, text: str, *, where: str = "the text") -> Item:
+        """Tokenise one caption, cut to ``max_length``.
+
+        Raises:
+            UserError: the caption is empty; ``where`` says which.
+        """
+        if not text.strip():
+            raise UserError(f"{where} is empty; remove it or write one")
+        ids = self.tokenizer.encode(text)[: self.config.max_length]
+        return {"ids": torch.tensor(ids, dtype=torch.int64), "length": torch.tensor(len(ids))}
+
+    def collate(self, items: Sequence[Item]) -> Item:
+        """``ids``: int64 ``(n, longest)``, padded with 0; ``length``: int64 ``(n,)``."""
+        ids = pad_sequence([item["ids"] for item in items], batch_first=True, padding_value=PAD)
+        return {"ids": ids, "length": torch.stack([item["length"] for item in items])}
+
+    def state(self) -> dict[str, Any]:
+        """The tokenizer."""
+        return {"tokenizer": self.tokenizer.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the tokenizer."""
+        self._tokenizer = restore(state["tokenizer"])
+
+    def spec(self) -> InputSpec:
+        """The vocabulary's size, and the model configuration of a transformers tokenizer."""
+        tokenizer = self.tokenizer
+        config = tokenizer.model_config if isinstance(tokenizer, TransformersTokenizer) else None
+        return InputSpec(vocabulary=tokenizer.size, model_config=config)
