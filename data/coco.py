@@ -1,0 +1,239 @@
+"""COCO captions: COCO's own annotation files (2014 or 2017), or Karpathy's split of 2014.
+
+Lin et al. 2014, "Microsoft COCO: Common Objects in Context"; Chen et al. 2015, "Microsoft COCO Captions";
+the split is Karpathy & Fei-Fei 2015, "Deep Visual-Semantic Alignments for Generating Image Descriptions".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.karpathy import KarpathyFile
+from mmvicreg.data.reader import (
+    Reader,
+    broken_json,
+    check_captions,
+    check_inside,
+    check_present,
+    duplicates,
+    list_folder,
+    not_here,
+    shorten,
+)
+from mmvicreg.errors import UserError
+from mmvicreg.samples import Sample
+
+_HOST = "http://images.cocodataset.org"
+
+CARD = Card(
+    name="coco",
+    title="COCO",
+    source=("https://cocodataset.org", "https://cs.stanford.edu/people/karpathy/deepimagesent/"),
+    licence="annotations CC BY 4.0; pictures under their Flickr licences (COCO's terms of use)",
+    description=(
+        "Photographs of everyday scenes with five to seven captions each. Retrieval papers use the 2014 "
+        "pictures in Karpathy's split (train, restval, val, test); COCO's own 2014 and 2017 layouts "
+        "(train, val) are read too."
+    ),
+    pairs=("image-text",),
+    splits=("train", "restval", "val", "test"),
+    counts=MappingProxyType(
+        {
+            "karpathy": MappingProxyType({"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}),
+            "2014": MappingProxyType({"train": 82_783, "val": 40_504}),
+            "2017": MappingProxyType({"train": 118_287, "val": 5_000}),
+        }
+    ),
+    # Sizes and sha256 as recorded by TensorFlow Datasets (url_checksums/coco.txt and coco_captions.txt).
+    files=(
+        RemoteFile(
+            url="https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+            path="caption_datasets.zip",
+            size=36_745_453,
+            sha256="4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817",
+            extract=True,
+            members=("dataset_coco.json",),
+        ),
+        RemoteFile(
+            url=f"{_HOST}/annotations/annotations_trainval2014.zip",
+            path="annotations_trainval2014.zip",
+            size=252_872_794,
+            sha256="031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+            extract=True,
+            members=("annotations/captions_",),
+        ),
+        RemoteFile(
+            url=f"{_HOST}/zips/val2014.zip",
+            path="val2014.zip",
+            size=6_645_013_297,
+            sha256="fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+            extract=True,
+        ),
+        RemoteFile(
+            url=f"{_HOST}/zips/train2014.zip",
+            path="train2014.zip",
+            size=13_510_573_713,
+            sha256="ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+            extract=True,
+        ),
+    ),
+    citation="Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; Chen et al., arXiv:1504.00325",
+)
+
+
+class Coco(Reader):
+    """COCO's captions, in whichever published layout lies in the root.
+
+    Karpathy's ``dataset_coco.json`` beside ``train2014/`` and ``val2014/`` (or ``images/``) gives the
+    splits train, restval, val and test; else ``annotations/captions_<split><year>.json`` beside
+    ``<split><year>/`` gives COCO's own splits, the newest year where there are several.
+    """
+
+    name: ClassVar[str] = "coco"
+    pairs: ClassVar[tuple[str, ...]] = ("image-text",)
+    card: ClassVar[Card] = CARD
+    marker: ClassVar[str | None] = None
+    """File that a folder of this data set holds and folders of its relatives do not."""
+
+    layout: str
+    """Key of ``card.counts``: "karpathy", "2014" or "2017"."""
+
+    def _find(self) -> tuple[str, ...]:
+        self._check_marker()
+        folders = list_folder(self.root)
+        years = self._years()
+        karpathy = self.root / "dataset_coco.json"
+        pictures = {"train2014", "val2014", "images"} & folders
+        # Karpathy's file alone cannot be trained on; a whole 2017 layout beside it can.
+        if karpathy.is_file() and (pictures or not years):
+            return self._open_karpathy(karpathy)
+        if not years:
+            raise not_here(
+                self.root,
+                self.card,
+                "it should hold dataset_coco.json (Karpathy's split) or annotations/captions_train2017.json",
+            )
+        return self._open_own(years)
+
+    def _load(self, split: str) -> list[Sample]:
+        if self._karpathy is not None:
+            return self._karpathy.samples(split)
+        return read_captions(
+            self._captions(split), self.root / f"{split}{self.layout}", self.card, root=self.root
+        )
+
+    def _check_marker(self) -> None:
+        if self.marker is not None and not (self.root / self.marker).is_file():
+            raise not_here(self.root, self.card, f"it should hold {self.marker}")
+        if self.marker is None and (self.root / "shapes.json").is_file():
+            raise not_here(self.root, self.card, "it should hold COCO's own files")
+
+    def _open_karpathy(self, path: Path) -> tuple[str, ...]:
+        self._karpathy: KarpathyFile | None = KarpathyFile(
+            path, "coco", self.card, folders=("", "images"), root=self.root
+        )
+        self.layout = "karpathy"
+        self.notes = self._karpathy.notes
+        return self._karpathy.splits
+
+    def _open_own(self, years: dict[str, list[str]]) -> tuple[str, ...]:
+        self._karpathy = None
+        self.layout = max(years)
+        notes = []
+        if len(years) > 1:
+            notes.append(
+                f"{self.root} holds COCO's captions of {' and '.join(sorted(years))}; {self.layout} is read"
+            )
+        splits = []
+        for split in years[self.layout]:
+            folder = self.root / f"{split}{self.layout}"
+            present = len(list_folder(folder))
+            if not folder.is_dir():
+                notes.append(f"the split '{split}' is left out: {self._captions(split)} is there, {folder} is not")
+                continue
+            splits.append(split)
+            whole = self.card.counts.get(self.layout, {}).get(split)
+            if whole is not None and present < whole:
+                notes.append(f"{present:,} of {self.card.title}'s {whole:,} pictures of {split}{self.layout}")
+        if not splits:
+            raise UserError(
+                f"{self.card.title} at {self.root} has captions but no pictures: none of the folders "
+                f"{', '.join(f'{split}{self.layout}' for split in years[self.layout])} is there. "
+                f"{self.card.way_out(self.root)}"
+            )
+        self.notes = tuple(notes)
+        return tuple(splits)
+
+    def _years(self) -> dict[str, list[str]]:
+        """Year -> splits with a captions file, in the order train, val, test."""
+        years: dict[str, list[str]] = {}
+        for split in ("train", "val", "test"):
+            for path in self.root.glob(f"annotations/captions_{split}20[0-9][0-9].json"):
+                years.setdefault(path.stem[-4:], []).append(split)
+        return years
+
+    def _captions(self, split: str) -> Path:
+        return self.root / "annotations" / f"captions_{split}{self.layout}.json"
+
+
+def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list[Sample]:
+    """One of COCO's ``captions_*.json`` as samples, read by pycocotools; ids are COCO's image ids.
+
+    Args:
+        path: the annotation file.
+        pictures: the folder of its pictures.
+        card: whose data set this is, for messages.
+        root: the data set's folder, for messages.
+
+    Raises:
+        UserError: not COCO's captions, an image listed twice, a caption of no listed image, an empty
+            caption, or pictures that are not there.
+    """
+    from pycocotools.coco import COCO
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            coco: Any = COCO(str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise broken_json(path, error, card, root) from error
+    except (AssertionError, KeyError, TypeError, AttributeError) as error:
+        raise _not_captions(path, card, root) from error
+    images, annotations = coco.dataset.get("images"), coco.dataset.get("annotations")
+    if not images or not annotations or any("caption" not in annotation for annotation in annotations):
+        raise _not_captions(path, card, root)
+    if any("id" not in image or "file_name" not in image for image in images):
+        raise UserError(f"{path}: an image has no id or no file_name. {card.way_out(root)}")
+    if twice := duplicates(str(image["id"]) for image in images):
+        raise UserError(f"{path} lists images twice, by id: {shorten(twice)}")
+    known = {image["id"] for image in images}
+    if strays := [str(i) for i in coco.imgToAnns if i not in known]:
+        raise UserError(f"{path} has captions of images that it does not list, by id: {shorten(strays)}")
+    samples = [
+        Sample(
+            id=str(image["id"]),
+            image=pictures / check_inside(image["file_name"], path),
+            captions=check_captions(
+                [annotation["caption"] for annotation in coco.imgToAnns.get(image["id"], [])],
+                image["file_name"],
+                path,
+            ),
+        )
+        for image in images
+    ]
+    check_present([s.image for s in samples if s.image], "pictures", path, card.way_out(root))
+    return samples
+
+
+def _not_captions(path: Path, card: Card, root: Path) -> UserError:
+    return UserError(
+        f"{path} is not a file of COCO captions: it needs 'images' and 'annotations' with an 'image_id' and "
+        f"a 'caption' each. {card.way_out(root)}"
+    )

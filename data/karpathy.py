@@ -1,0 +1,122 @@
+"""Karpathy's JSON: one file that lists the pictures of a data set, their split and their captions.
+
+From https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json, dataset_flickr8k.json,
+dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?, "split", "sentences":
+[{"raw", "tokens"}], "cocoid"?}]}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmvicreg.data.card import Card
+from mmvicreg.data.reader import Files, check_captions, check_inside, duplicates, read_json, shorten
+from mmvicreg.errors import UserError
+from mmvicreg.samples import Sample
+
+ORDER = ("train", "restval", "val", "test")
+
+
+class KarpathyFile:
+    """A parsed ``dataset_<name>.json``.
+
+    Args:
+        path: the file.
+        name: what its ``dataset`` key should say.
+        card: whose data set it is.
+        folders: where pictures may lie, relative to ``root``; the first in which a split's first picture
+            is found serves the split. ``<folder>/<filepath>/<filename>`` and ``<folder>/<filename>`` count.
+        root: the data set's folder.
+
+    Attributes:
+        splits: the splits present, in the usual order.
+        notes: what a run should say once (fewer pictures than published).
+
+    Raises:
+        UserError: not Karpathy's form, or of another data set.
+    """
+
+    def __init__(self, path: Path, name: str, card: Card, *, folders: Sequence[str], root: Path) -> None:
+        self._path, self._card, self._folders, self._root = path, card, folders, root
+        tree = read_json(path, card, root)
+        if not isinstance(tree, dict) or not isinstance(tree.get("images"), list) or not tree["images"]:
+            raise UserError(
+                f"{path} is not in Karpathy's form: it needs a list 'images'. {card.way_out(root)}"
+            )
+        told = tree.get("dataset")
+        if told is not None and told != name:
+            raise UserError(f"{path} says it is the data set '{told}', not '{name}'. {card.way_out(root)}")
+        self._images: dict[str, list[_Entry]] = {}
+        for position, image in enumerate(tree["images"]):
+            entry = _Entry(image, position, path)
+            self._images.setdefault(entry.split, []).append(entry)
+        if twice := duplicates(entry.id for entries in self._images.values() for entry in entries):
+            raise UserError(f"{path} lists pictures twice: {shorten(twice)}")
+        self.splits = tuple(sorted(self._images, key=_order))
+        whole = next(iter(card.counts.values()), {})
+        self.notes = tuple(
+            f"{len(self._images.get(split, ())):,} of {card.title}'s {count:,} pictures in the split {split}"
+            for split, count in whole.items()
+            if len(self._images.get(split, ())) != count
+        )
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of one split, captions and pictures checked."""
+        entries = self._images[split]
+        files = Files()
+        samples, missing = [], []
+        for entry in entries:
+            places = [place for folder in self._folders for place in entry.places(self._root / folder)]
+            image = next((place for place in places if place in files), None)
+            if image is None:
+                missing.append(entry.name)
+                continue
+            captions = check_captions(entry.captions, entry.name, self._path)
+            samples.append(Sample(id=entry.id, image=image, captions=captions))
+        if missing:
+            where = " or ".join(str(self._root / folder) for folder in self._folders)
+            raise UserError(
+                f"{len(missing):,} of {len(entries):,} pictures of the split '{split}' listed in {self._path} "
+                f"are missing: {shorten(missing)} (looked in {where}). {self._card.way_out(self._root)}"
+            )
+        return samples
+
+
+class _Entry:
+    """One picture of the list."""
+
+    __slots__ = ("captions", "filepath", "id", "name", "split")
+
+    def __init__(self, image: Any, position: int, source: Path) -> None:
+        if not isinstance(image, Mapping):
+            raise UserError(f"{source}: entry {position} of 'images' is not an object")
+        self.name = check_inside(image.get("filename"), source)
+        self.filepath = check_inside(image["filepath"], source) if image.get("filepath") else ""
+        self.id = str(image.get("cocoid", self.name))
+        split, sentences = image.get("split"), image.get("sentences")
+        if not isinstance(split, str) or not split:
+            raise UserError(f"{source}: the picture '{self.name}' has no split")
+        if not isinstance(sentences, list):
+            raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
+        self.split = split
+        self.captions = [_sentence(sentence) for sentence in sentences]
+
+    def places(self, folder: Path) -> list[Path]:
+        """Where the picture may lie below ``folder``, likeliest first."""
+        plain = folder / self.name
+        return [folder / self.filepath / self.name, plain] if self.filepath else [plain]
+
+
+def _sentence(sentence: object) -> object:
+    if not isinstance(sentence, Mapping):
+        return sentence
+    if "raw" in sentence:
+        return sentence["raw"]
+    tokens = sentence.get("tokens")
+    return " ".join(map(str, tokens)) if isinstance(tokens, list) else None
+
+
+def _order(split: str) -> tuple[int, str]:
+    return (ORDER.index(split) if split in ORDER else len(ORDER), split)

@@ -1,0 +1,239 @@
+"""What the readers share: splits and unions, finding files cheaply, and saying what is wrong.
+
+A reader looks at its folder when it is opened and parses a split when that is asked for, so that one
+damaged or absent split does not stand in the way of another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from mmvicreg.data.card import Card
+from mmvicreg.errors import UserError
+from mmvicreg.registry import nearest
+from mmvicreg.samples import Sample
+
+SHOWN = 3
+"""How many of many wrong things a message names before it counts the rest."""
+
+
+class Reader:
+    """A data set in a folder. Subclasses set ``card`` and fill in ``_find`` and ``_load``.
+
+    Args:
+        root: the folder (for a manifest, the file).
+
+    Raises:
+        UserError: the folder is missing, empty, or holds something else.
+    """
+
+    name: ClassVar[str]
+    pairs: ClassVar[tuple[str, ...]]
+    card: ClassVar[Card]
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Other data sets whose default place is looked at when this one's is absent."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.classes: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._parsed: dict[str, list[Sample]] = {}
+        check_folder(self.root, self.card)
+        self._splits = self._find()
+
+    def _find(self) -> tuple[str, ...]:
+        """Look at the layout; return the names of the splits present."""
+        raise NotImplementedError
+
+    def _load(self, split: str) -> list[Sample]:
+        """Parse one split, files checked."""
+        raise NotImplementedError
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits present."""
+        return self._splits
+
+    def samples(self, split: str) -> list[Sample]:
+        """The samples of one split, in the publisher's order; ``"a+b"`` is a union, ``"all"`` everything.
+
+        Raises:
+            UserError: no such split, or something in it is missing or malformed.
+        """
+        names = list(self._splits) if split == "all" else [part.strip() for part in split.split("+")]
+        for part in names:
+            if part not in self._splits:
+                raise UserError(
+                    f"{self.name} at {self.root} has no split '{part}'{nearest(part, self._splits)}"
+                    f" Known: {', '.join(self._splits)}, all; a+b is a union."
+                )
+            if names.count(part) > 1:
+                raise UserError(f"the union '{split}' names the split '{part}' twice")
+            if part not in self._parsed:
+                self._parsed[part] = self._load(part)
+        union = [sample for part in names for sample in self._parsed[part]]
+        seen: set[str] = set()
+        for sample in union if len(names) > 1 else ():
+            if sample.id in seen:
+                raise UserError(
+                    f"{self.name} at {self.root}: the sample '{sample.id}' is in two of the splits {split}"
+                )
+            seen.add(sample.id)
+        return union
+
+
+def check_folder(root: Path, card: Card) -> None:
+    """Raise :class:`UserError` with the way out unless ``root`` is a folder with something in it."""
+    if not root.exists():
+        raise UserError(f"{card.title} is not at {root}: no such folder. {card.way_out(root)}")
+    if not root.is_dir():
+        raise UserError(f"{card.title} is looked for in a folder, but {root} is a file.")
+    if not any(root.iterdir()):
+        raise UserError(f"{card.title} is not at {root}: the folder is empty. {card.way_out(root)}")
+
+
+def not_here(root: Path, card: Card, wanted: str) -> UserError:
+    """The error for a folder that has other things in it, naming the data set it looks like."""
+    found = looks_like(root, besides=card.name)
+    seen = (
+        f"it looks like {found} (--dataset {found.split()[0]})"
+        if found
+        else "it holds " + shorten(sorted(entry.name for entry in root.iterdir()))
+    )
+    return UserError(f"{card.title} is not at {root}: {wanted}, but {seen}. {card.way_out(root)}")
+
+
+def looks_like(root: Path, *, besides: str = "") -> str | None:
+    """Which known data set lies in a folder, or None. ``besides`` is not considered."""
+    signs = (
+        ("shapes", "shapes.json"),
+        ("tones", "tones.json"),
+        ("coco", "dataset_coco.json"),
+        ("coco", "annotations/captions_*.json"),
+        ("flickr8k", "dataset_flickr8k.json"),
+        ("flickr8k", "Flicker8k_Dataset"),
+        ("flickr30k", "dataset_flickr30k.json"),
+        ("flickr30k", "flickr30k-images"),
+        ("esc50", "meta/esc50.csv"),
+        ("manifest", "manifest.csv"),
+        ("manifest", "manifest.jsonl"),
+    )
+    for name, sign in signs:
+        if name != besides and next(root.glob(sign), None) is not None:
+            return name
+    if {"train", "val"} & {entry.name for entry in root.iterdir() if entry.is_dir()}:
+        return "a folder of pictures by class"
+    return None
+
+
+def read_json(path: Path, card: Card, root: Path) -> object:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: unreadable, or not JSON; the message says where it breaks.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            tree: object = json.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise broken_json(path, error, card, root) from error
+    return tree
+
+
+def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
+    """The error for a JSON file that does not parse: truncated, or something else."""
+    size = path.stat().st_size
+    at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1
+    why = "it is empty" if not size else "it ends too early (truncated?)" if at_end else str(error)
+    return UserError(f"{path} is not valid JSON: {why}. Remove it and get it again. {card.way_out(root)}")
+
+
+class Files:
+    """Which files exist, by listing each folder once instead of asking for each file."""
+
+    def __init__(self) -> None:
+        self._listed: dict[Path, frozenset[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self._listed:
+            self._listed[folder] = list_folder(folder)
+        return path.name in self._listed[folder]
+
+
+def list_folder(folder: Path) -> frozenset[str]:
+    """Names of everything in a folder; none where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def check_present(paths: Sequence[Path], what: str, source: Path, hint: str) -> None:
+    """Raise :class:`UserError` naming the first missing files and their number, if any is missing.
+
+    Args:
+        paths: files that must exist.
+        what: what they are ("pictures").
+        source: the file that lists them.
+        hint: the way out.
+    """
+    files = Files()
+    missing = [path for path in paths if path not in files]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(paths):,} {what} listed in {source} are missing: "
+            f"{shorten([str(path) for path in missing])}. {hint}"
+        )
+
+
+def check_captions(captions: Sequence[object], image: str, source: Path) -> tuple[str, ...]:
+    """The captions as they are, or :class:`UserError` naming the picture and position of an empty one."""
+    if not captions:
+        raise UserError(f"{source}: the picture '{image}' has no caption")
+    good: list[str] = []
+    for position, caption in enumerate(captions, start=1):
+        if not isinstance(caption, str):
+            raise UserError(f"{source}: caption {position} of the picture '{image}' is not text: {caption!r}")
+        if not caption.strip():
+            raise UserError(
+                f"{source}: caption {position} of {len(captions)} of the picture '{image}' is empty; "
+                "mend or remove it"
+            )
+        good.append(caption)
+    return tuple(good)
+
+
+def check_inside(name: object, source: Path) -> str:
+    """A file name from a data set's list, refused when it would leave the data set's folder."""
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{source}: a file name is missing or not text: {name!r}")
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{source}: the file name '{name}' leads outside the data set's folder")
+    return name
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def duplicates(names: Iterable[str]) -> list[str]:
+    """Every name that occurs more than once, in order of its second appearance."""
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for name in names:
+        if name in seen:
+            twice[name] = None
+        seen.add(name)
+    return list(twice)
