@@ -1,0 +1,139 @@
+"""``mmvicreg train``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmvicreg.errors import UserError
+
+if TYPE_CHECKING:
+    from mmvicreg.config import Recipe
+
+
+def train(
+    pair: Annotated[str | None, typer.Option(help="What is paired: image-text, wave-mel.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set by name (mmvicreg data list).")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe of configs/<pair> by name, or a YAML file. Default: the data set's.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="Objective by name.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the data is. Default: $MMVICREG_DATA/<name>, else the cache folder.")
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step over all processes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int | None, typer.Option(help="Loader workers per process.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pair>-<dataset>-<method>-<time>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, dotted.")
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+) -> None:
+    """Train two branches of different architecture on pairs of views."""
+    overrides: dict[str, Any] = {
+        "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
+        "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),
+        "objective": method,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.precision": precision,
+        "seed": seed,
+    }
+    asked = {key: value for key, value in overrides.items() if value is not None}
+    resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
+    if print_config:
+        from mmvicreg.config import dump_recipe
+
+        if resolved is None:
+            raise UserError("--print-config needs --pair")
+        typer.echo(dump_recipe(resolved), nl=False)
+        return
+    folder = out if out is not None else _default_out(resolved, resume=resume)
+    from mmvicreg.training.launch import Launch
+    from mmvicreg.training.launch import train as run_training
+
+    if fold == "all":
+        if resolved is None:
+            raise UserError("--fold all needs --pair and --dataset, also when it resumes")
+        for number, part in _folds(resolved).items():
+            place = folder / f"fold{number}"
+            run_training(
+                Launch(part, place, resume and (place / "recipe.yaml").is_file(), devices, device, workers)
+            )
+    else:
+        run_training(Launch(resolved, folder, resume, devices, device, workers))
+    typer.echo(str(folder))
+
+
+def _recipe(
+    pair: str | None,
+    dataset: str | None,
+    recipe: str | None,
+    overrides: dict[str, Any],
+    settings: list[str],
+    *,
+    resume: bool,
+) -> Recipe | None:
+    """The resolved recipe; None when a run is to be resumed with the recipe it has."""
+    from mmvicreg import registry
+    from mmvicreg.config import check_pair, load_recipe, recipe_path
+
+    if pair is None:
+        if resume and not (dataset or recipe or overrides or settings):
+            return None
+        raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
+    check_pair(pair)
+    name = dataset or (None if recipe else registry.PAIRS[pair])
+    if name is not None and name not in registry.DATASETS.names():
+        registry.DATASETS.load(name)
+    if name is not None:
+        overrides = {"dataset.name": name, **overrides}
+    return load_recipe(recipe_path(pair, name or "", recipe), {"pair": pair, **overrides}, settings)
+
+
+def _folds(recipe: Recipe) -> dict[int, Recipe]:
+    """The recipe once per fold of its data set, that fold held out."""
+    from mmvicreg.datasets import in_folds, open_dataset
+
+    root = Path(recipe.dataset.root) if recipe.dataset.root is not None else None
+    dataset = open_dataset(recipe.dataset.name, root=root)
+    if not in_folds(dataset):
+        raise UserError(f"--fold all: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})")
+    numbers = [int(split.removeprefix("fold")) for split in dataset.splits()]
+    return {
+        number: recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"fold": number})})
+        for number in numbers
+    }
+
+
+def _fold(fold: str) -> int | str:
+    if fold == "none":
+        return fold
+    if not fold.isdigit():
+        raise UserError(f"--fold expects a number, 'all' or 'none'; got '{fold}'")
+    return int(fold)
+
+
+def _default_out(recipe: Recipe | None, *, resume: bool) -> Path:
+    if resume:
+        if recipe is None:
+            raise UserError("--resume needs the run folder: --out RUN")
+        from mmvicreg.runs import newest_run
+
+        return newest_run(Path("runs"), pairs=[recipe.pair]).path
+    assert recipe is not None
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{recipe.pair}-{recipe.dataset.name}-{recipe.objective['name']}-{stamp}"

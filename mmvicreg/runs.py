@@ -1,0 +1,138 @@
+"""A run is a folder: recipe, metrics, events, checkpoints, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mmvicreg.config import Recipe, dump_recipe, parse_recipe
+from mmvicreg.errors import UserError
+
+if TYPE_CHECKING:
+    from mmvicreg.branches.model import JointModel
+    from mmvicreg.samples import DataSet
+
+RECIPE, METRICS, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder opened for reading."""
+
+    path: Path
+    recipe: Recipe
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs behind the newest checkpoint."""
+        return int(self.content()["position"]["epoch"])
+
+    def content(self) -> dict[str, Any]:
+        """The newest checkpoint.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint
+
+        there = list_checkpoints(self.checkpoints)
+        if not there:
+            raise UserError(f"the run {self.path} has no checkpoint yet; train it for at least one epoch")
+        return load_checkpoint(there[-1])
+
+    def model(self, *, untrained: bool = False, device: str | None = None) -> JointModel:
+        """The model in evaluation mode: trained (newest checkpoint), or as it was before its first step.
+
+        Args:
+            untrained: the run's own initial weights instead (the seed addresses them).
+            device: where to put it; null: a GPU where there is one.
+        """
+        from mmvicreg.training.distributed import resolve_device
+        from mmvicreg.training.setup import build_model, restore_inputs
+
+        content = self.content()
+        inputs = restore_inputs(self.recipe, content["inputs"])
+        model = build_model(self.recipe, inputs, pretrained=untrained)
+        if not untrained:
+            load_weights(model, content["model"], self.path)
+        return model.to(resolve_device(device or "auto")).eval()
+
+    def dataset(self, *, root: Path | None = None) -> DataSet:
+        """The data set it was trained on, at ``root`` or where it was then."""
+        from mmvicreg.datasets import open_dataset
+
+        place = root if root is not None else self.recipe.dataset.root
+        return open_dataset(self.recipe.dataset.name, root=Path(place) if place is not None else None)
+
+
+def load_weights(model: Any, state: Mapping[str, Any], where: Path) -> None:
+    """Load a state dict strictly; a mismatch names the run and the keys."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint of {where} does not fit its recipe: {error}") from error
+
+
+def open_run(path: Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        UserError: not a run folder, or its recipe cannot be read.
+    """
+    file = path / RECIPE
+    if not path.is_dir():
+        raise UserError(f"no run folder at {path}")
+    if not file.is_file():
+        raise UserError(f"{path} is not a run folder: it holds no {RECIPE}")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is not a recipe")
+    return Run(path, parse_recipe(tree, source=str(file)))
+
+
+def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
+    """The run folder under ``base`` whose newest checkpoint was written last, among the given pairs.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: list[tuple[float, Path]] = []
+    if base.is_dir():
+        for file in base.rglob(RECIPE):
+            checkpoints = list((file.parent / CHECKPOINTS).glob("step-*.pt"))
+            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if checkpoints and (pairs is None or (isinstance(tree, dict) and tree.get("pair") in pairs)):
+                found.append((max(path.stat().st_mtime for path in checkpoints), file.parent))
+    if not found:
+        what = f" of the pair {' or '.join(pairs)}" if pairs else ""
+        raise UserError(f"no run{what} under {base}; train one first (mmvicreg train), or name its folder")
+    return open_run(max(found)[1])
+
+
+def create_run(path: Path, recipe: Recipe) -> Run:
+    """Make the folder of a new run and write its recipe.
+
+    Raises:
+        UserError: something is there already; nothing of it is touched.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        hint = "continue it with --resume, or" if (path / RECIPE).is_file() else "to keep it,"
+        raise UserError(f"{path} exists and is not empty; {hint} choose another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+    return Run(path, recipe)

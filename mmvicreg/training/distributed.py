@@ -1,0 +1,138 @@
+"""Who this process is, and the few collectives the loop needs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmvicreg.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run: its rank, how many there are, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+
+def join_world(device: str = "auto") -> World:
+    """Join the process group that torchrun or SLURM describes; one process needs none.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    _adopt_slurm()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = resolve_device(device)
+    place = torch.device("cuda", local_rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+                "lower --devices"
+            )
+        torch.cuda.set_device(place)
+    if size > 1:
+        if kind == "cpu":
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+            torch.set_num_threads(max(1, cpu_count() // processes))
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=size)
+    return World(rank, size, local_rank, place)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` as ``cuda`` where there is one, else ``cpu``."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, and torch finds no usable GPU here; use --device cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"unknown device '{device}'. Known: auto, cpu, cuda.")
+    return device
+
+
+def check_devices(devices: int, device: str) -> None:
+    """Refuse more processes than there are GPUs, or than processor cores on a CPU."""
+    kind = resolve_device(device)
+    there = torch.cuda.device_count() if kind == "cuda" else cpu_count()
+    what = "GPUs" if kind == "cuda" else "processor cores"
+    if not 1 <= devices <= there:
+        raise UserError(f"--devices {devices}: this machine has {there} {what}; choose 1 to {there}")
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def leave_world() -> None:
+    """Take the process group down, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_main(value: Any) -> Any:
+    """The main process's ``value``, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on at least one process."""
+    if not dist.is_initialized():
+        return flag
+    vote = torch.tensor(float(flag), device=device)
+    dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+    return bool(vote.item() > 0)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of every process, in rank order, without gradient: ``(n_local, ...)`` to ``(n, ...)``."""
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def _adopt_slurm() -> None:
+    """Under ``srun`` without torchrun, translate SLURM's description of the job into torch's."""
+    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
+        return
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    # every job its own port, the same on all of its nodes
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000))
+    if "MASTER_ADDR" not in os.environ:
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "localhost")
+        try:
+            listed = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+            )
+            os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError) as error:
+            raise UserError(
+                f"cannot resolve SLURM's node list '{nodes}' with scontrol; set MASTER_ADDR yourself"
+            ) from error

@@ -1,0 +1,188 @@
+"""Starting a run: in this process, under torchrun or SLURM, or as several processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmvicreg.config import Recipe, differences
+from mmvicreg.errors import UserError
+from mmvicreg.runs import Run, create_run, open_run
+from mmvicreg.training.checkpoint import list_checkpoints
+from mmvicreg.training.distributed import (
+    World,
+    check_devices,
+    cpu_count,
+    from_main,
+    join_world,
+    leave_world,
+    resolve_device,
+)
+from mmvicreg.training.log import say
+from mmvicreg.training.setup import resolve_precision
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What decides how a run is carried out, and nothing of its result.
+
+    Attributes:
+        recipe: the resolved recipe; None takes that of the run folder (with ``resume``).
+        out: the run folder.
+        resume: continue the run that is there.
+        devices: processes to start on this machine.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        workers: loader workers per process; None: the cores there are, shared out, at most 8.
+    """
+
+    recipe: Recipe | None
+    out: Path
+    resume: bool = False
+    devices: int = 1
+    device: str = "auto"
+    workers: int | None = None
+
+
+def train(launch: Launch) -> Path:
+    """Train a run and return its folder.
+
+    ``devices > 1`` starts that many processes through torchrun's elastic agent; a process that torchrun or
+    srun started joins the others; a single one needs no process group.
+
+    Raises:
+        UserError: anything of the user's that is wrong, found in any process.
+        SystemExit: 128 + signal, after a checkpoint, when SIGINT or SIGTERM asked to stop.
+    """
+    started_by_others = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if launch.devices == 1 or started_by_others:
+        _finish(_worker(launch), launch)
+    else:
+        check_devices(launch.devices, launch.device)
+        _start_agent(launch)
+    return launch.out
+
+
+def _worker(launch: Launch) -> int | None:
+    """One process's whole run; the signal that stopped it, if any."""
+    from mmvicreg.training.loop import Trainer
+
+    world = join_world(launch.device)
+    try:
+        run = _open(launch, world)
+        outcome = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world)).train()
+        return outcome.stopped_by
+    finally:
+        leave_world()
+
+
+def _open(launch: Launch, world: World) -> Run:
+    """The run folder, made or checked by the main process and then opened by all."""
+    problem: str | None = None
+    if world.is_main:
+        try:
+            _prepare(launch, world.device)
+        except UserError as error:
+            problem = str(error)
+    problem = from_main(problem)
+    if problem is not None:
+        raise UserError(problem)
+    return open_run(launch.out)
+
+
+def _prepare(launch: Launch, device: torch.device) -> None:
+    if launch.resume:
+        run = open_run(launch.out)
+        if launch.recipe is not None:
+            asked = _resolve(launch.recipe, device)
+            # data may have been moved, and "auto" was resolved where the run began
+            if launch.recipe.training.precision == "auto":
+                asked = _with_precision(asked, run.recipe.training.precision)
+            changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
+            if changed:
+                raise UserError(
+                    f"the run {launch.out} was started with another recipe ({'; '.join(changed)}); give the same "
+                    "one, name only --resume --out, or choose another --out"
+                )
+        return
+    if launch.recipe is None:
+        raise UserError("a new run needs a pair: mmvicreg train --pair image-text --dataset shapes")
+    create_run(launch.out, _resolve(launch.recipe, device))
+
+
+def _resolve(recipe: Recipe, device: torch.device) -> Recipe:
+    return _with_precision(recipe, resolve_precision(recipe.training.precision, device))
+
+
+def _with_precision(recipe: Recipe, precision: str) -> Recipe:
+    training = recipe.training.model_copy(update={"precision": precision})
+    return recipe.model_copy(update={"training": training})
+
+
+def _resumes(launch: Launch, run: Run) -> bool:
+    """Whether there is something to continue from: a run killed in its first epoch starts again."""
+    return launch.resume and bool(list_checkpoints(run.checkpoints))
+
+
+def _workers(launch: Launch, world: World) -> int:
+    if launch.workers is not None:
+        return launch.workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    return max(1, min(8, cpu_count() // processes))
+
+
+def _finish(stopped_by: int | None, launch: Launch) -> None:
+    if stopped_by is not None:
+        say(f"stopped by {signal.Signals(stopped_by).name}; continue with: mmvicreg train --resume --out {launch.out}")
+        raise SystemExit(128 + stopped_by)
+
+
+def _start_agent(launch: Launch) -> None:
+    """Run ``launch.devices`` processes under torchrun's elastic agent and pass their end on."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    resolve_device(launch.device)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=launch.devices,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+    )
+    with tempfile.TemporaryDirectory() as notes:
+        try:
+            elastic_launch(config, _agent_worker)(launch, notes)
+        except ChildFailedError as error:
+            told = sorted(Path(notes).glob("error-*"))
+            if told:
+                raise UserError(told[0].read_text(encoding="utf-8")) from None
+            stopped = sorted(Path(notes).glob("signal-*"))
+            if stopped:
+                _finish(int(stopped[0].read_text()), launch)
+            raise UserError(f"a training process died: {error.format_msg()}") from error
+        except SignalException as error:
+            _finish(int(error.sigval), launch)
+        stopped = sorted(Path(notes).glob("signal-*"))
+        if stopped:
+            _finish(int(stopped[0].read_text()), launch)
+
+
+def _agent_worker(launch: Launch, notes: str) -> None:
+    """A process of the agent: leave a note of how it ended, since exceptions do not cross over whole."""
+    rank = os.environ["RANK"]
+    try:
+        stopped_by = _worker(launch)
+    except UserError as error:
+        (Path(notes) / f"error-{rank}").write_text(str(error), encoding="utf-8")
+        sys.exit(2)
+    if stopped_by is not None:
+        (Path(notes) / f"signal-{rank}").write_text(str(stopped_by), encoding="utf-8")

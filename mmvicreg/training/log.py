@@ -1,0 +1,79 @@
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, and lines for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mmvicreg.errors import UserError
+
+
+class RunLog:
+    """Append-only metrics of one run, cut back to the step a resumed run starts from.
+
+    Args:
+        folder: the run folder.
+        step: steps already behind the run; later lines, of a part that is repeated, are removed.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_lines(self._path) if line.get("step", 0) <= step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one measurement; nested numbers become TensorBoard scalars ``a/b``."""
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror or error}. Free some space and continue with --resume"
+            ) from error
+        for name, value in flatten(line).items():
+            if name not in ("step", "epoch"):
+                self._events.add_scalar(name, value, int(line["step"]))
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._file.close()
+        self._events.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a killed process left half-written is dropped."""
+    lines: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Numbers of a nested mapping under joined names."""
+    flat: dict[str, float] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr, above a running progress bar."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, file=None if sys.stderr else None).print(
+        message
+    )

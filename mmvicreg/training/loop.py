@@ -1,0 +1,302 @@
+"""The training loop: embed, differentiate, step; measure, save, stop when told.
+
+One process or one of several; every decision that must be the same on all of them is taken from numbers
+they share. Randomness is addressed (see ``addressing``), so a checkpoint is weights, optimiser, counters
+and what the inputs learned, and continuing from it gives the same bits as never having stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mmvicreg.branches.model import Batch, JointModel, ModelOutput, build_inputs
+from mmvicreg.branches.norm import synchronise_batchnorm
+from mmvicreg.config import Recipe
+from mmvicreg.datasets import in_folds, open_dataset, training_samples
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import Input
+from mmvicreg.objectives.base import NonFiniteError
+from mmvicreg.progress import Bar, progress_bar
+from mmvicreg.runs import CHECKPOINTS, Run, load_weights
+from mmvicreg.samples import Sample
+from mmvicreg.training.addressing import seed_step
+from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.distributed import World, any_process, from_main, gather_rows
+from mmvicreg.training.loader import TrainingLoader
+from mmvicreg.training.log import RunLog, say
+from mmvicreg.training.monitor import CollapseMonitor, Health, measure
+from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
+from mmvicreg.training.setup import build_model, restore_inputs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the signal that stopped it, if any, and where it was."""
+
+    step: int
+    epoch: int
+    stopped_by: int | None = None
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(self, run: Run, world: World, *, resume: bool, workers: int) -> None:
+        self.recipe, self.run, self.world = run.recipe, run, world
+        recipe = run.recipe
+        content = run.content() if resume else None
+        self.samples = self._read_samples()
+        inputs = self._prepare_inputs(content)
+        self.loader = TrainingLoader(
+            recipe,
+            inputs,
+            self.samples,
+            rank=world.rank,
+            world_size=world.size,
+            workers=workers,
+            pin_memory=world.device.type == "cuda",
+        )
+        self.inputs = inputs
+        self.model = self._build(inputs, content)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.monitor = CollapseMonitor(recipe.monitor)
+        self.step, self.epoch = 0, 0
+        if content is not None:
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.monitor.load_state(content["monitor"])
+            self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
+        self.log = RunLog(run.path, step=self.step) if world.is_main else None
+        self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
+
+    def train(self) -> Outcome:
+        """Train to the recipe's last epoch, or until a signal asks to stop."""
+        training = self.recipe.training
+        steps = len(self.loader)
+        with stop_signals() as stop, self._bar(steps) as bar:
+            for epoch in range(self.epoch, training.epochs):
+                self.epoch = epoch
+                network = self._wrap(epoch)
+                started = time.perf_counter()
+                for batch in self._batches(epoch, start=self.step - epoch * steps):
+                    output = self._step(network, batch, steps)
+                    bar.advance()
+                    if self.step % training.log_every == 0 or self.step == steps * training.epochs:
+                        now = time.perf_counter()
+                        self._measure(output, bar, now - started)
+                    if any_process(stop.signal is not None, self.world.device):
+                        self._save()
+                        return Outcome(self.step, epoch, stop.signal or signal.SIGTERM)
+                self._seconds += time.perf_counter() - started
+                self.epoch = epoch + 1
+                self._save()
+        if self.log is not None:
+            self.log.close()
+        return Outcome(self.step, self.epoch)
+
+    def _step(self, network: torch.nn.Module, batch: Batch, steps: int) -> ModelOutput:
+        recipe = self.recipe
+        seed_step(recipe.seed, self.step, self.world.rank)
+        factor = rate_factor(
+            self.step, steps_per_epoch=steps, epochs=recipe.training.epochs, schedule=recipe.schedule
+        )
+        set_rate(self.optimizer, factor)
+        try:
+            output: ModelOutput = network(batch)
+        except NonFiniteError as error:
+            raise self._explain(error, batch) from error
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        clip(self.model, recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        return output
+
+    def _measure(self, output: ModelOutput, bar: Bar, seconds: float) -> None:
+        """Write one line of metrics and judge whether a branch has collapsed."""
+        health: dict[str, Health] = {}
+        for node in output.embeddings:
+            z, y = gather_rows(output.embeddings[node]), gather_rows(output.representations[node])
+            health[node] = measure(z, y, dead_std=self.recipe.monitor.dead_std)
+        message, stop = self.monitor.look(self.step, health)
+        if self.log is not None:
+            terms = {name: float(value) for name, value in output.terms.items()}
+            done = self.step - self.epoch * len(self.loader)
+            first = self._first_of_epoch
+            line: dict[str, Any] = {
+                "step": self.step,
+                "epoch": self.epoch,
+                "loss": float(output.loss.detach()),
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "terms": terms,
+                "branches": {node: asdict(figures) for node, figures in health.items()},
+                "samples_per_second": (done - first) * self.recipe.training.batch_size / max(seconds, 1e-9),
+                "seconds": self._seconds + seconds,
+            }
+            self.log.write(line)
+            bar.say(f"loss {line['loss']:.3f}  " + "  ".join(f"{short(k)} {v:.3f}" for k, v in terms.items()))
+            if message is not None and not stop:
+                say(f"warning: {message}")
+        if stop:
+            self._save()
+            raise UserError(f"training stopped: {message}")
+
+    def _save(self) -> None:
+        """Write a checkpoint; every process waits, so that none runs ahead of what is on the disk."""
+        problem: str | None = None
+        if self.world.is_main:
+            content = {
+                "model": plain_state(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "monitor": self.monitor.state(),
+                "inputs": {name: source.state() for name, source in self.inputs.items()},
+                "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
+            }
+            try:
+                save_checkpoint(
+                    self.run.path / CHECKPOINTS, self.step, content, keep=self.recipe.training.keep_checkpoints
+                )
+            except UserError as error:
+                problem = str(error)
+        problem = from_main(problem)
+        if problem is not None:
+            raise UserError(problem)
+
+    def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
+        """Batches on the device; the next one is copied while this one computes."""
+        self._first_of_epoch = start
+        waiting: Batch | None = None
+        for batch in self.loader.epoch(epoch, start=start):
+            ahead = batch.to(self.world.device)
+            if waiting is not None:
+                yield waiting
+            waiting = ahead
+        if waiting is not None:
+            yield waiting
+
+    def _wrap(self, epoch: int) -> torch.nn.Module:
+        """The model as this epoch trains it: frozen parts set, gradients averaged over processes."""
+        for name in self.model.branches:
+            branch = self.model.branch(name)
+            thawed = branch.config.freeze_epochs is not None and epoch >= branch.config.freeze_epochs
+            branch.freeze("none" if thawed else branch.config.freeze)
+        self.model.train()
+        if self.world.size == 1:
+            return self.model
+        devices = [self.world.device] if self.world.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+
+    def _build(self, inputs: dict[str, Input], content: dict[str, Any] | None) -> JointModel:
+        training, device = self.recipe.training, self.world.device
+        model = build_model(self.recipe, inputs, pretrained=content is None)
+        if content is not None:
+            load_weights(model, content["model"], self.run.path)
+        elif self.world.is_main:
+            for warning in model.objective.warnings(model.graph):
+                say(f"warning: {warning}")
+        if self.world.size > 1:
+            synchronise_batchnorm(model, device_type=device.type)
+        if training.channels_last:
+            model.to(memory_format=torch.channels_last)
+        model.to(device)
+        model.autocast = torch.bfloat16 if training.precision == "bf16" else None
+        return model
+
+    def _read_samples(self) -> list[Sample]:
+        config = self.recipe.dataset
+        dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
+        samples = training_samples(dataset, split=config.train_split, fold=config.fold)
+        if self.world.is_main:
+            for note in dataset.notes:
+                say(note)
+            held = ""
+            if in_folds(dataset):
+                held = (
+                    f", fold {config.fold} held out"
+                    if config.fold != "none"
+                    else ", no fold held out: every evaluation of this run is transductive"
+                )
+            say(f"training on {len(samples)} samples of {config.name} at {dataset.root}{held}")
+        return samples
+
+    def _prepare_inputs(self, content: dict[str, Any] | None) -> dict[str, Input]:
+        """Inputs as the checkpoint left them, or fitted on the training samples by the main process."""
+        if content is not None:
+            return restore_inputs(self.recipe, content["inputs"])
+        inputs = build_inputs(self.recipe)
+        states: dict[str, Any] | str | None = None
+        if self.world.is_main:
+            try:
+                for source in inputs.values():
+                    source.fit(self.samples)
+                    for note in source.survey(self.samples):
+                        say(note)
+                states = {name: source.state() for name, source in inputs.items()}
+            except UserError as error:
+                states = str(error)
+        states = from_main(states)
+        if isinstance(states, str):
+            raise UserError(states)
+        if not self.world.is_main and states is not None:
+            for name, source in inputs.items():
+                source.load_state(states[name])
+        return inputs
+
+    def _explain(self, error: NonFiniteError, batch: Batch) -> UserError:
+        names = [self.samples[int(i)].id for i in gather_rows(batch.index)[list(error.rows)[:5]].tolist()]
+        return UserError(
+            f"step {self.step + 1}: {error} Samples: {', '.join(names)}. Checkpoints up to the last epoch are kept; "
+            "lower optimizer.lr, set optimizer.clip_norm, or use --precision fp32"
+        )
+
+    @contextmanager
+    def _bar(self, steps: int) -> Iterator[Bar]:
+        total = steps * self.recipe.training.epochs
+        with progress_bar(total if self.world.is_main else 0, "training", "step") as bar:
+            bar.advance(self.step)
+            yield bar
+
+
+@dataclass
+class StopRequest:
+    """The first SIGINT or SIGTERM received while a block runs."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the loop honours after its step; a second one kills."""
+    request = StopRequest()
+
+    def note(number: int, _: FrameType | None) -> None:
+        request.signal = number
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def plain_state(model: JointModel) -> dict[str, Any]:
+    """The state dict as contiguous tensors on the CPU."""
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def short(term: str) -> str:
+    """``covariance/image`` as ``c image``: the letters of Eq. 6, for a narrow bar."""
+    kind, _, where = term.partition("/")
+    return f"{ {'variance': 'v', 'covariance': 'c', 'invariance': 's'}.get(kind, kind) } {where}"

@@ -1,0 +1,104 @@
+"""Watching for collapse.
+
+Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a branch became constant
+(every dimension dead) or one-dimensional (its dimensions copy each other). Fix: see the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmvicreg.config import MonitorConfig
+from mmvicreg.metrics.spectrum import dead_fraction, effective_rank, mean_correlation, standard_deviations
+
+
+@dataclass(frozen=True)
+class Health:
+    """What one node's embedding (z) and representation (y) look like over a global batch.
+
+    Attributes:
+        std: mean over dimensions of z's standard deviation.
+        dead: part of z's dimensions whose standard deviation is below the threshold.
+        effective_rank: of z (RankMe: exponential of the entropy of its singular values).
+        mean_correlation: of y, Eq. 9 for one branch.
+        representation_std: mean over dimensions of y's standard deviation.
+        representation_rank: effective rank of y.
+    """
+
+    std: float
+    dead: float
+    effective_rank: float
+    mean_correlation: float
+    representation_std: float
+    representation_rank: float
+
+
+def measure(z: Tensor, y: Tensor, *, dead_std: float) -> Health:
+    """Measure an embedding ``(n, d)`` and its representation ``(n, f)``, both detached."""
+    z, y = z.float(), y.float()
+    figures = torch.stack(
+        [
+            standard_deviations(z).mean(),
+            dead_fraction(z, dead_std).to(z.dtype),
+            effective_rank(z).to(z.dtype),
+            mean_correlation(y).to(z.dtype),
+            standard_deviations(y).mean(),
+            effective_rank(y).to(z.dtype),
+        ]
+    )
+    return Health(*figures.tolist())
+
+
+class CollapseMonitor:
+    """Counts measurements in a row in which a branch looks collapsed."""
+
+    def __init__(self, config: MonitorConfig) -> None:
+        self.config = config
+        self.counts: dict[str, int] = {}
+
+    def look(self, step: int, health: Mapping[str, Health]) -> tuple[str | None, bool]:
+        """Judge one measurement.
+
+        Returns:
+            What to tell the user (None: nothing new), and whether the run must stop.
+        """
+        message, stop = None, False
+        for node, figures in health.items():
+            reason = self._collapsed(figures)
+            if reason is None or step < self.config.grace_steps:
+                self.counts[node] = 0
+                continue
+            self.counts[node] = self.counts.get(node, 0) + 1
+            if self.counts[node] == 1:
+                message = f"step {step}: branch {node} looks collapsed: {reason}"
+            if self.counts[node] >= self.config.patience:
+                stop = True
+                message = (
+                    f"branch {node} has collapsed ({reason}, {self.counts[node]} measurements in a row up to step "
+                    f"{step}). Raise its variance coefficient, keep invariance close to variance and covariance "
+                    "well below both (Table 7), or lower the learning rate; monitor.patience and "
+                    "monitor.grace_steps decide when a run is stopped"
+                )
+        return message, stop
+
+    def state(self) -> dict[str, int]:
+        """Counts so far, for a checkpoint."""
+        return dict(self.counts)
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Restore :meth:`state`."""
+        self.counts = {node: int(count) for node, count in state.items()}
+
+    def _collapsed(self, figures: Health) -> str | None:
+        if figures.dead > self.config.max_dead:
+            return (
+                f"{100 * figures.dead:.0f} % of its dimensions have a standard deviation below "
+                f"{self.config.dead_std:g}"
+            )
+        if figures.effective_rank < self.config.min_rank:
+            return f"its effective rank is {figures.effective_rank:.2f}"
+        return None
