@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import sysconfig
 import tarfile
-import venv
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import pytest
+from outside import output
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("data", "configs", "eval")  # at the top of the checkout, inside the package once installed
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that was built from that sdist."""
-    out = tmp_path_factory.mktemp("built")
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT], cwd=out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def wheel(built: Path) -> Path:
-    (file,) = built.glob("*.whl")
-    return file
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel and can see this one's packages, but not this checkout.
-
-    Only the folders of packages are added to its path: the ``.pth`` files in them, through which an
-    editable install finds the checkout, are not read.
-    """
-    environment = tmp_path_factory.mktemp("installed") / "venv"
-    venv.create(environment, symlinks=True)
-    python = environment / "bin" / "python"
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python]
-    run([*pip, "install", "--no-deps", "--no-index", wheel], cwd=environment)
-    program = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(output([python, "-c", program], cwd=environment))
-    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site / "borrowed.pth").write_text("\n".join(sorted(folders)) + "\n", encoding="utf-8")
-    return environment / "bin"
 
 
 def test_the_only_top_level_name_is_the_package(wheel: Path) -> None:
@@ -113,19 +75,6 @@ def test_nothing_generic_can_be_imported(installed: Path, tmp_path: Path, name: 
     for place in output([installed / "python", "-c", program, name], cwd=tmp_path).splitlines():
         assert not Path(place).is_relative_to(Path(package).parent)
         assert not Path(place).is_relative_to(ROOT), "the checkout is on the path of the installed wheel"
-
-
-def run(command: Sequence[str | Path], *, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run outside the checkout, with nothing on the path that would find it."""
-    environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done
-
-
-def output(command: Sequence[str | Path], *, cwd: Path) -> str:
-    """What a command prints, without the last line's end."""
-    return run(command, cwd=cwd).stdout.strip()
 
 
 def members(wheel: Path) -> list[str]:
