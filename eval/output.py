@@ -1,0 +1,76 @@
+"""What every protocol does with its result: print it, and write it into the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import mmvicreg
+from mmvicreg.errors import UserError
+from mmvicreg.runs import Run
+
+Report = dict[str, Any]
+"""A result as it stands in JSON."""
+
+
+def console() -> Console:
+    """Where tables go: stdout, wide enough for them when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def number(value: float | None) -> str:
+    """A percentage or rank with one decimal, ``-`` when there is none."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def command_line(protocol: str, path: Path, options: Mapping[str, object]) -> str:
+    """The command that gives this result again; options that are None are left out."""
+    words = ["mmvicreg", "eval", protocol, str(path)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def origin(run: Run, command: str) -> Report:
+    """Where a result comes from: run, checkpoint, command, version."""
+    return {
+        "run": str(run.path),
+        "pair": run.recipe.pair,
+        "method": run.recipe.objective["name"],
+        "epoch": run.epochs_done,
+        "command": command,
+        "mmvicreg": mmvicreg.__version__,
+    }
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write JSON whole or not at all: to a temporary file beside ``path``, flushed, then renamed.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes files that nobody else can read
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
