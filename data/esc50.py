@@ -79,6 +79,8 @@ class Esc50(Reader):
     card: ClassVar[Card] = CARD
     marker: ClassVar[str | None] = None
     """File that a folder of this data set holds and folders of its relatives do not."""
+    known: ClassVar[frozenset[str]] = CLASSES
+    """The class names that the published set has."""
 
     def _find(self) -> tuple[str, ...]:
         self._csv = self.root / "meta" / "esc50.csv"
@@ -127,9 +129,9 @@ class Esc50(Reader):
         whole = sum(next(iter(self.card.counts.values())).values())
         notes = []
         if len(self._rows) != whole:
-            kinds = f", {len(self.classes)} of 50 classes" if self.name == "esc50" else ""
+            kinds = "" if self.name == "esc10" else f", {len(self.classes)} of {len(self.known)} classes"
             notes.append(f"{len(self._rows):,} of {self.card.title}'s {whole:,} clips{kinds}")
-        if strange := sorted(set(self.classes) - CLASSES):
+        if strange := sorted(set(self.classes) - self.known):
             notes.append(f"classes that {self.card.title} does not have: {shorten(strange)}")
         return tuple(notes)
 
