@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.gather import all_rows, local_sizes, rank
+from mmvicreg.objectives.precision import exact_arithmetic
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Objective(nn.Module, ABC):
     def compute(
         self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
     ) -> ObjectiveOutput:
-        """The loss and its terms. Autocast is off; shapes, batch size and widths have been checked.
+        """The loss and its terms. Autocast and TF32 are off; shapes, batch size and widths have been checked.
 
         Args:
             embeddings: node -> ``(n_local, d)``, any floating dtype.
@@ -162,7 +163,7 @@ class Objective(nn.Module, ABC):
                 f"{type(self).__name__} needs at least {self.minimum_batch} samples in a batch,"
                 f" got {sum(sizes)}"
             )
-        with torch.autocast(first.device.type, enabled=False):
+        with exact_arithmetic(first.device.type):
             output = self.compute(batch, graph, sizes)
         if not bool(torch.isfinite(output.loss.detach())):
             _locate(batch, sizes)

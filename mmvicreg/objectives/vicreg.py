@@ -15,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
-from torch.nn import functional
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput
-from mmvicreg.objectives.gather import gather
+from mmvicreg.objectives.precision import exact_dtype
+from mmvicreg.objectives.terms import vicreg_terms
 
 Convention = Literal["paper", "official"]
 
@@ -55,7 +54,8 @@ class VICReg(Objective):
         gamma: target standard deviation.
         epsilon: added to the variance under the root.
 
-    Terms: ``variance/<node>``, ``covariance/<node>``, ``invariance/<a>-<b>``, all unweighted.
+    Terms: ``variance/<node>``, ``covariance/<node>``, ``invariance/<a>-<b>``, all unweighted, and
+    ``cancellation/<node>``: how much the covariance term's rounding is amplified (:mod:`.terms`).
     """
 
     Config: ClassVar[type[Strict]] = VICRegConfig
@@ -121,32 +121,33 @@ class VICReg(Objective):
         self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
     ) -> ObjectiveOutput:
         """Eq. 6 over the graph; float32, or float64 for float64 embeddings."""
-        del sizes
-        batch = {name: _exact(gather(z)) for name, z in embeddings.items()}
+        position = {node.name: i for i, node in enumerate(graph.nodes)}
+        values = vicreg_terms(
+            [embeddings[node.name] for node in graph.nodes],
+            [(position[edge.a], position[edge.b]) for edge in graph.edges],
+            gamma=self.options.gamma,
+            epsilon=self.options.epsilon,
+            sizes=sizes,
+        )
         share = 1.0 / len(graph.nodes) if self.options.convention == "official" else 1.0
+        loss = values.variance[0].new_zeros(())
         terms: dict[str, Tensor] = {}
-        loss = next(iter(batch.values())).new_zeros(())
-        for edge in graph.edges:
-            value = functional.mse_loss(batch[edge.a], batch[edge.b])
-            terms[f"invariance/{edge.a}-{edge.b}"] = value.detach()
-            loss = loss + edge.invariance * value
-        for node in graph.nodes:
-            z = batch[node.name]
-            z = z - z.mean(dim=0)
-            cov = z.T @ z / (z.shape[0] - 1)
-            variances = cov.diagonal()
-            variance = functional.relu(
-                self.options.gamma - torch.sqrt(variances + self.options.epsilon)
-            ).mean()
-            covariance = (cov - torch.diag(variances)).square().sum(dim=1).sum() / z.shape[1]
-            terms[f"variance/{node.name}"] = variance.detach()
-            terms[f"covariance/{node.name}"] = covariance.detach()
-            loss = loss + share * node.variance * variance + node.covariance * covariance
-        return ObjectiveOutput(loss, terms)
-
-
-def _exact(z: Tensor) -> Tensor:
-    return z if z.dtype == torch.float64 else z.float()
+        for edge, invariance in zip(graph.edges, values.invariance, strict=True):
+            terms[f"invariance/{edge.a}-{edge.b}"] = invariance
+            if edge.invariance:  # a term without weight costs no gradient
+                loss = loss + edge.invariance * invariance
+        for i, node in enumerate(graph.nodes):
+            terms[f"variance/{node.name}"] = values.variance[i]
+            terms[f"covariance/{node.name}"] = values.covariance[i]
+            terms[f"cancellation/{node.name}"] = values.cancellation[i]
+            if node.variance:
+                loss = loss + share * node.variance * values.variance[i]
+            if node.covariance:
+                loss = loss + node.covariance * values.covariance[i]
+        dtype = max((exact_dtype(z.dtype) for z in embeddings.values()), key=lambda dtype: dtype.itemsize)
+        return ObjectiveOutput(
+            loss.to(dtype), {name: term.detach().to(dtype) for name, term in terms.items()}
+        )
 
 
 def _options(options: Mapping[str, Any]) -> VICRegConfig:
