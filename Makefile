@@ -52,13 +52,14 @@ lint: $(READY)  ## Check style, format and types.
 	$(RUN) ruff format --check .
 	@$(MAKE) --no-print-directory types
 
-# data/, configs/ and eval/ are parts of the package, but a type checker follows folders, not __path__:
-# so it is shown the package as the wheel lays it out.
+# data/, configs/ and eval/ are parts of the package, but a type checker follows folders, not __path__: so it
+# is shown a copy, laid out as the wheel is. (Links would do, but hatchling follows them when it builds.)
 types: $(READY)  ## Check types alone, over the package as it is installed.
-	@rm -rf build/types && mkdir -p build/types/mmvicreg
-	@ln -s "$(CURDIR)"/mmvicreg/* "$(CURDIR)"/{data,configs,eval} build/types/mmvicreg/
-	cd build/types && $(RUN) mypy --strict --config-file "$(CURDIR)/pyproject.toml" \
-	  --cache-dir "$(CURDIR)/.mypy_cache" -p mmvicreg
+	@rm -rf build/types && mkdir -p build/types
+	@cp -Rp mmvicreg build/types/ && cp -Rp data configs eval build/types/mmvicreg/
+	@echo "mypy --strict -p mmvicreg"; set -o pipefail; cd build/types && $(RUN) mypy --strict -p mmvicreg \
+	  --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" \
+	  | sed -E 's#^mmvicreg/(data|eval)/#\1/#'
 
 format: $(READY)  ## Put the code into the one format.
 	$(RUN) ruff check --fix .
