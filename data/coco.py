@@ -83,7 +83,7 @@ CARD = Card(
             extract=True,
         ),
     ),
-    citation="Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014; Chen et al., arXiv:1504.00325",
+    citation="Lin et al., Microsoft COCO: Common Objects in Context, 2014; Chen et al., arXiv:1504.00325",
 )
 
 
@@ -155,7 +155,7 @@ class Coco(Reader):
             folder = self.root / f"{split}{self.layout}"
             present = len(list_folder(folder))
             if not folder.is_dir():
-                notes.append(f"the split '{split}' is left out: {self._captions(split)} is there, {folder} is not")
+                notes.append(f"split '{split}' left out: {self._captions(split)} is there, {folder} is not")
                 continue
             splits.append(split)
             whole = self.card.counts.get(self.layout, {}).get(split)

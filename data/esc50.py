@@ -22,12 +22,58 @@ COLUMNS = ("filename", "fold", "target", "category", "src_file")
 """Columns without which the protocol cannot be followed; ``esc10`` is needed by ESC-10 alone."""
 
 CLASSES = frozenset(
-    "airplane breathing brushing_teeth can_opening car_horn cat chainsaw chirping_birds church_bells "
-    "clapping clock_alarm clock_tick coughing cow crackling_fire crickets crow crying_baby dog "
-    "door_wood_creaks door_wood_knock drinking_sipping engine fireworks footsteps frog glass_breaking "
-    "hand_saw helicopter hen insects keyboard_typing laughing mouse_click pig pouring_water rain rooster "
-    "sea_waves sheep siren sneezing snoring thunderstorm toilet_flush train vacuum_cleaner "
-    "washing_machine water_drops wind".split()
+    (
+        "airplane",
+        "breathing",
+        "brushing_teeth",
+        "can_opening",
+        "car_horn",
+        "cat",
+        "chainsaw",
+        "chirping_birds",
+        "church_bells",
+        "clapping",
+        "clock_alarm",
+        "clock_tick",
+        "coughing",
+        "cow",
+        "crackling_fire",
+        "crickets",
+        "crow",
+        "crying_baby",
+        "dog",
+        "door_wood_creaks",
+        "door_wood_knock",
+        "drinking_sipping",
+        "engine",
+        "fireworks",
+        "footsteps",
+        "frog",
+        "glass_breaking",
+        "hand_saw",
+        "helicopter",
+        "hen",
+        "insects",
+        "keyboard_typing",
+        "laughing",
+        "mouse_click",
+        "pig",
+        "pouring_water",
+        "rain",
+        "rooster",
+        "sea_waves",
+        "sheep",
+        "siren",
+        "sneezing",
+        "snoring",
+        "thunderstorm",
+        "toilet_flush",
+        "train",
+        "vacuum_cleaner",
+        "washing_machine",
+        "water_drops",
+        "wind",
+    )
 )
 """ESC-50's fifty category names."""
 
@@ -61,7 +107,7 @@ CARD_ESC10 = Card(
     name="esc10",
     title="ESC-10",
     source=("https://github.com/karolpiczak/ESC-50",),
-    licence="CC BY 3.0 (the part of ESC-50 whose column esc10 says True; the rest of the download is CC BY-NC)",
+    licence="CC BY 3.0 (the rows of ESC-50 whose column esc10 says True; the rest of the download: CC BY-NC)",
     description="The 400 recordings of ESC-50's ten easier classes, in the same five folds.",
     pairs=("wave-mel",),
     splits=_FOLDS,

@@ -72,8 +72,8 @@ class Flickr8k(Flickr):
         ),
         files=(_karpathy("flickr8k"),),
         manual=(
-            "Flickr8k's pictures come from its authors on request (see `mmvicreg data info flickr8k`): unpack "
-            "them so that the folder images/ (or Flicker8k_Dataset/) lies beside dataset_flickr8k.json."
+            "Flickr8k's pictures come from its authors on request (see `mmvicreg data info flickr8k`): "
+            "unpack them so that images/ (or Flicker8k_Dataset/) lies beside dataset_flickr8k.json."
         ),
         citation="Hodosh, Young, Hockenmaier, Framing Image Description as a Ranking Task, JAIR 2013",
     )

@@ -78,8 +78,9 @@ class KarpathyFile:
         if missing:
             where = " or ".join(str(self._root / folder) for folder in self._folders)
             raise UserError(
-                f"{len(missing):,} of {len(entries):,} pictures of the split '{split}' listed in {self._path} "
-                f"are missing: {shorten(missing)} (looked in {where}). {self._card.way_out(self._root)}"
+                f"{len(missing):,} of {len(entries):,} pictures of the split '{split}' listed in "
+                f"{self._path} are missing: {shorten(missing)} (looked in {where}). "
+                f"{self._card.way_out(self._root)}"
             )
         return samples
 

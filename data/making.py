@@ -36,7 +36,7 @@ def make_folder(
     Raises:
         UserError: something else is at ``root``, or nothing can be written beside it.
     """
-    root = Path(os.path.abspath(root))
+    root = root.expanduser().resolve()
     if _made_before(root, name=name, marker=marker, facts=facts):
         return False
     try:

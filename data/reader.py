@@ -42,8 +42,11 @@ class Reader:
         self.classes: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self._parsed: dict[str, list[Sample]] = {}
-        check_folder(self.root, self.card)
+        self._check_root()
         self._splits = self._find()
+
+    def _check_root(self) -> None:
+        check_folder(self.root, self.card)
 
     def _find(self) -> tuple[str, ...]:
         """Look at the layout; return the names of the splits present."""

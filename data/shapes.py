@@ -193,7 +193,8 @@ def render(scene: Scene, random: np.random.Generator) -> bytes:
             (thing.place % 3 + 0.5 + random.uniform(-0.08, 0.08)) * cell,
             (thing.place // 3 + 0.5 + random.uniform(-0.08, 0.08)) * cell,
         )
-        radius = cell * (random.uniform(0.20, 0.25) if SIZES[thing.size] == "small" else random.uniform(0.38, 0.46))
+        low, high = (0.20, 0.25) if SIZES[thing.size] == "small" else (0.38, 0.46)
+        radius = cell * random.uniform(low, high)
         colour = _vary(RGB[COLOURS[thing.colour]], random, 14)
         _draw(draw, KINDS[thing.kind], centre, radius, random.uniform(-0.2, 0.2), colour)
     small = np.asarray(picture.resize((PIXELS, PIXELS), Image.Resampling.BOX), dtype=np.float32)

@@ -94,7 +94,7 @@ def _timbre(source: Source, time: Signal, pitch: float, random: np.random.Genera
         return _harmonics(_phase(np.full_like(time, pitch)), weights, random)
     if source.timbre == "metallic":
         turn = _phase(np.full_like(time, pitch))
-        return np.sin(turn + (2.0 + 3.0 * colour) * np.sin(turn * (1.41 + 0.1 * colour)))
+        return np.asarray(np.sin(turn + (2.0 + 3.0 * colour) * np.sin(turn * (1.41 + 0.1 * colour))))
     if source.timbre == "bell":
         ratios = (0.56, 0.92, 1.19, 1.71, 2.0, 2.74, 3.0, 3.76, 4.07)
         parts = [
@@ -123,19 +123,19 @@ def _envelope(source: Source, time: Signal, random: np.random.Generator) -> Sign
     part = time / time[-1]
     edge = np.clip(np.minimum(time, time[-1] - time) / 0.008, 0.0, 1.0)  # no clicks
     if source.envelope == "steady":
-        return edge
+        return np.asarray(edge)
     if source.envelope == "fading":
-        return edge * np.exp(-random.uniform(4.0, 7.0) * part)
+        return np.asarray(edge * np.exp(-random.uniform(4.0, 7.0) * part))
     if source.envelope == "swelling":
-        return edge * np.exp(-random.uniform(4.0, 7.0) * (1.0 - part))
+        return np.asarray(edge * np.exp(-random.uniform(4.0, 7.0) * (1.0 - part)))
     if source.envelope == "pulsing":
         beat = (time * source.pace + random.uniform()) % 1.0
-        return edge * np.clip(np.minimum(beat, 0.5 - beat) / 0.06, 0.0, 1.0)
+        return np.asarray(edge * np.clip(np.minimum(beat, 0.5 - beat) / 0.06, 0.0, 1.0))
     if source.envelope == "stuttering":
         starts = np.cumsum(random.exponential(1.0 / source.pace, 64) + 0.05)
         since = time[:, None] - starts[None, :]
         hits = np.where(since >= 0, np.exp(-np.maximum(since, 0.0) * 25.0), 0.0)
-        return edge * hits.max(axis=1)
+        return np.asarray(edge * hits.max(axis=1))
     raise ValueError(f"no envelope '{source.envelope}'")
 
 

@@ -1,0 +1,279 @@
+"""A manifest: a user's own pairs, as a CSV table or a file of JSON lines.
+
+Columns (or keys): ``image`` with ``caption`` or ``captions`` (a JSON list), or ``audio`` with, if it has
+them, ``label``, ``fold`` and ``group``; ``id`` (else the row's number) and ``split`` (else ``train``) where
+wanted. Rows of one picture are one sample with several captions. Paths are relative to the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from mmvicreg.data.card import Card
+from mmvicreg.data.reader import Reader, check_captions, check_folder, check_present, not_here, shorten
+from mmvicreg.errors import UserError
+from mmvicreg.registry import nearest
+from mmvicreg.samples import Sample
+
+KEYS = ("id", "split", "image", "caption", "captions", "audio", "label", "fold", "group")
+FILES = ("manifest.csv", "manifest.jsonl")
+"""What the manifest is called when its folder is given."""
+
+
+class Manifest(Reader):
+    """A user's own data set. With ``fold`` and without ``split`` its splits are the folds."""
+
+    name: ClassVar[str] = "manifest"
+    pairs: ClassVar[tuple[str, ...]] = ("image-text", "wave-mel")
+    card: ClassVar[Card] = Card(
+        name="manifest",
+        title="a manifest",
+        source=("your own data",),
+        licence="yours",
+        description=(
+            "A CSV table or JSON lines: image with caption or captions (a JSON list), or audio with label, "
+            "fold and group; id and split where wanted. Paths are relative to the manifest."
+        ),
+        pairs=("image-text", "wave-mel"),
+        splits=("those the manifest names",),
+        manual="Give a .csv or .jsonl file, or a folder with a manifest.csv or .jsonl, with --data-root.",
+        citation="none",
+    )
+
+    def _check_root(self) -> None:
+        if not self.root.is_file():
+            check_folder(self.root, self.card)
+
+    def _file(self) -> Path:
+        """The manifest: the root itself, or the one of the usual name in it."""
+        if self.root.is_file():
+            return self.root
+        found = [self.root / name for name in FILES if (self.root / name).is_file()]
+        if len(found) > 1:
+            raise UserError(f"{self.root} holds {' and '.join(FILES)}; name one of them with --data-root")
+        if not found:
+            raise not_here(self.root, self.card, f"it should hold {' or '.join(FILES)}")
+        return found[0]
+
+    def _find(self) -> tuple[str, ...]:
+        path = self._file()
+        rows, self.notes = read_rows(path)
+        rows = _merge(rows, path)
+        _check_whole(rows, path)
+        labels = {row.label for row in rows if row.label is not None}
+        self.classes = _in_order(labels)
+        index = {label: position for position, label in enumerate(self.classes)}
+        in_folds = rows[0].fold is not None and all(row.split is None for row in rows)
+        if any(row.fold is not None for row in rows) and not in_folds:
+            raise UserError(f"{path} gives both split and fold; give one of them")
+        for row in rows:
+            split = f"fold{row.fold}" if in_folds else row.split or "train"
+            self._parsed.setdefault(split, []).append(_sample(row, index, path))
+        self._check_files(path)
+        order = sorted(self._parsed, key=lambda name: int(name[4:])) if in_folds else list(self._parsed)
+        return tuple(order)
+
+    def _load(self, split: str) -> list[Sample]:
+        return self._parsed[split]
+
+    def _check_files(self, path: Path) -> None:
+        every = [sample for samples in self._parsed.values() for sample in samples]
+        hint = f"Paths are relative to {path.parent}."
+        check_present([s.image for s in every if s.image], "pictures", path, hint)
+        check_present([s.audio for s in every if s.audio], "recordings", path, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, its values parsed; ``where`` names it in errors."""
+
+    where: str
+    id: str
+    split: str | None
+    image: str | None
+    captions: tuple[object, ...]
+    audio: str | None
+    label: str | None
+    fold: int | None
+    group: str | None
+
+
+def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """Every row of a manifest, and what should be said about columns that are not used.
+
+    Raises:
+        UserError: not CSV or JSON lines, no rows, a column that looks misspelt, or a malformed row (named).
+    """
+    if path.suffix.lower() not in {".csv", ".jsonl", ".ndjson"}:
+        raise UserError(f"{path} is neither .csv nor .jsonl; a manifest is one of the two")
+    parse = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    rows: list[Row] = []
+    unused: dict[str, None] = {}
+    try:
+        for number, where, cells in parse(path):
+            for key in cells:
+                if key not in KEYS and key not in unused:
+                    guess = nearest(key, KEYS)
+                    if guess != ".":
+                        raise UserError(f"{where}: unknown column '{key}'{guess} Known: {', '.join(KEYS)}.")
+                    unused[key] = None
+            rows.append(_row(cells, number, where))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table in UTF-8: {error}") from error
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    return rows, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        header = table.fieldnames or []
+        if header and not {"image", "audio"} & set(header):
+            raise UserError(
+                f"the first line of {path} must name its columns, image or audio among them; it has "
+                f"{shorten(header)}"
+            )
+        for number, cells in enumerate(table):
+            where = f"{path}, line {table.line_num}"
+            if None in cells:
+                raise UserError(f"{where}: more cells than columns; a caption with a comma needs quotes")
+            if None in cells.values():
+                raise UserError(f"{where}: fewer cells than columns (truncated file?)")
+            yield number, where, {key: value for key, value in cells.items() if value.strip()}
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file):
+            where = f"{path}, line {number + 1}"
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where} is not JSON: {error.msg} (truncated file?)") from error
+            if not isinstance(cells, dict):
+                raise UserError(f"{where} is not a JSON object")
+            yield number, where, {key: value for key, value in cells.items() if value is not None}
+
+
+def _row(cells: Mapping[str, object], number: int, where: str) -> Row:
+    def text(key: str) -> str | None:
+        value = cells.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise UserError(f"{where}: {key} is not text: {value!r}")
+        return str(value).strip()
+
+    row = Row(
+        where=where,
+        id=text("id") or str(number),
+        split=text("split"),
+        image=text("image"),
+        captions=_captions(cells, where),
+        audio=text("audio"),
+        label=text("label"),
+        fold=_fold(text("fold"), where),
+        group=text("group"),
+    )
+    if row.image is None and row.audio is None:
+        raise UserError(f"{where} has neither an image nor an audio")
+    if row.image is not None and not row.captions:
+        raise UserError(f"{where}: the image '{row.image}' has no caption, or an empty one")
+    if row.split is not None and ("+" in row.split or row.split == "all"):
+        raise UserError(f"{where}: a split cannot be called '{row.split}'; '+' and 'all' make unions")
+    return row
+
+
+def _captions(cells: Mapping[str, object], where: str) -> tuple[object, ...]:
+    if "caption" in cells and "captions" in cells:
+        raise UserError(f"{where} gives both caption and captions; give one of them")
+    if "captions" not in cells:
+        return (cells["caption"],) if "caption" in cells else ()
+    captions = cells["captions"]
+    if isinstance(captions, str):
+        try:
+            captions = json.loads(captions)
+        except json.JSONDecodeError:
+            captions = None
+    if not isinstance(captions, list):
+        raise UserError(f"{where}: captions is not a JSON list of texts; one caption goes in caption")
+    return tuple(captions)
+
+
+def _fold(value: str | None, where: str) -> int | None:
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"{where}: the fold '{value}' is not a whole number of 1 or more")
+    return int(value)
+
+
+def _merge(rows: list[Row], path: Path) -> list[Row]:
+    """Rows of one picture (or one picture and recording) as one row with all their captions."""
+    merged: dict[tuple[str | None, str | None], Row] = {}
+    for row in rows:
+        key = (row.image, row.audio)
+        first = merged.get(key)
+        if first is None:
+            merged[key] = row
+            continue
+        if row.image is None:
+            raise UserError(f"{row.where} lists the recording '{row.audio}' again (first in {first.where})")
+        for field in ("split", "label", "fold", "group"):
+            if getattr(row, field) != getattr(first, field):
+                raise UserError(
+                    f"{row.where} gives the image '{row.image}' the {field} {getattr(row, field)!r}, "
+                    f"{first.where} {getattr(first, field)!r}"
+                )
+        merged[key] = replace(first, captions=first.captions + row.captions)
+    whole = list(merged.values())
+    ids: dict[str, Row] = {}
+    for row in whole:
+        if row.id in ids:
+            raise UserError(f"{row.where} has the id '{row.id}' of {ids[row.id].where}; ids must differ")
+        ids[row.id] = row
+    return whole
+
+
+def _check_whole(rows: list[Row], path: Path) -> None:
+    """What must hold for all rows or none, and groups that must not straddle folds."""
+    for field in ("label", "fold", "split", "image", "audio"):
+        lacking = [row.where for row in rows if getattr(row, field) is None]
+        if lacking and len(lacking) < len(rows):
+            raise UserError(f"some rows of {path} have a {field}, but not {shorten(lacking)}")
+    folds: dict[str, Row] = {}
+    for row in rows:
+        if row.group is not None and folds.setdefault(row.group, row).fold != row.fold:
+            raise UserError(
+                f"{row.where}: the group '{row.group}' lies in fold {row.fold} and, in "
+                f"{folds[row.group].where}, in fold {folds[row.group].fold}; a group must not straddle folds"
+            )
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    """Class names sorted, as numbers where all of them are."""
+    if all(label.isdecimal() for label in labels):
+        return tuple(sorted(labels, key=int))
+    return tuple(sorted(labels))
+
+
+def _sample(row: Row, index: Mapping[str, int], path: Path) -> Sample:
+    return Sample(
+        id=row.id,
+        image=path.parent / row.image if row.image else None,
+        captions=check_captions(row.captions, row.image or row.id, path) if row.captions else (),
+        audio=path.parent / row.audio if row.audio else None,
+        label=None if row.label is None else index[row.label],
+        fold=row.fold,
+        group=row.group,
+    )
