@@ -41,7 +41,7 @@ class Table(Strict):
     source: str
     metric: str
     corrected: bool
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
     columns: Annotated[list[str], Field(min_length=1)]
     rows: Annotated[list[Row], Field(min_length=1)]
 
@@ -50,7 +50,7 @@ class Table(Strict):
         for row in self.rows:
             if len(row.values) != len(self.columns):
                 raise ValueError(
-                    f"table {self.table}: {row.method} has {len(row.values)} values for {len(self.columns)} columns"
+                    f"table {self.table}: {row.method} has {len(row.values)} values, not {len(self.columns)}"
                 )
         return self
 

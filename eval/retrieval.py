@@ -155,7 +155,9 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
     out = console()
     count = f"{report['samples']:,} samples"
     if report["captions"] is not None:
-        count = f"{report['samples']:,} images, {report['captions']:,} captions ({report['captions_per_image']})"
+        count = (
+            f"{report['samples']:,} images, {report['captions']:,} captions ({report['captions_per_image']})"
+        )
     table = RichTable(
         title=f"Retrieval, {report['dataset']} {report['split']}, protocol {report['protocol']}: {count}",
         title_justify="left",
@@ -195,7 +197,9 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
             soft_wrap=True,
         )
     else:
-        out.print(f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True)
+        out.print(
+            f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True
+        )
     out.print(f"Written: {file}", soft_wrap=True)
 
 
@@ -240,12 +244,14 @@ def _open(
 def _check_size(protocol: Protocol, data: DataSet, split: str, images: int) -> None:
     if protocol != "all" and images != _FULL:
         raise UserError(
-            f"--protocol {protocol} is defined on {_FULL:,} images, and the split '{split}' of {data.name} at "
-            f"{data.root} has {images:,}; use --protocol all"
+            f"--protocol {protocol} is defined on {_FULL:,} images, and the split '{split}' of {data.name} "
+            f"at {data.root} has {images:,}; use --protocol all"
         )
 
 
-def _judge(run: Run, edge: EdgeConfig, encoded: dict[str, Encoded], samples: int, protocol: Protocol) -> Report:
+def _judge(
+    run: Run, edge: EdgeConfig, encoded: dict[str, Encoded], samples: int, protocol: Protocol
+) -> Report:
     # The side with several rows per sample, if any, takes the captions' part.
     a, b = edge.a, edge.b
     if run.recipe.branches[a].input == "text":
@@ -253,9 +259,9 @@ def _judge(run: Run, edge: EdgeConfig, encoded: dict[str, Encoded], samples: int
     x, y = encoded[a], encoded[b]
     if x.vectors.shape[1] != y.vectors.shape[1]:
         raise UserError(
-            f"the branches {a} and {b} of {run.path} have {run.recipe.evaluation.space}s of {x.vectors.shape[1]} "
-            f"and {y.vectors.shape[1]} dimensions, which cannot be compared; they can in the embedding space "
-            "(evaluation.space in the run's recipe.yaml)"
+            f"the branches {a} and {b} of {run.path} have {run.recipe.evaluation.space}s of "
+            f"{x.vectors.shape[1]} and {y.vectors.shape[1]} dimensions, which cannot be compared; "
+            "they can in the embedding space (evaluation.space in the run's recipe.yaml)"
         )
     step = _FOLD if protocol == "1k-5fold" else samples
     one_to_many, many_to_one, right, many, one = [], [], [], [], []
@@ -263,9 +269,7 @@ def _judge(run: Run, edge: EdgeConfig, encoded: dict[str, Encoded], samples: int
         rows = (y.owner >= start) & (y.owner < start + step)
         images = x.vectors[start : start + step]
         owner = y.owner[rows] - start
-        forth, back = rank_counts(
-            images, y.vectors[rows], owner, similarity=run.recipe.evaluation.similarity
-        )
+        forth, back = rank_counts(images, y.vectors[rows], owner, similarity=run.recipe.evaluation.similarity)
         one_to_many.append(forth)
         many_to_one.append(back)
         right.append(np.bincount(owner, minlength=len(images)))

@@ -1,0 +1,88 @@
+"""``mmvicreg eval``: judge a run by a protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer(name="eval", help="Judge a run by a protocol.", no_args_is_help=True)
+
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[RUN]", help="Run folder. Default: the newest fitting run of --runs."),
+]
+Runs = Annotated[Path, typer.Option(metavar="DIR", help="Where the newest run is looked for.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where the data is. Default: where it was in training.", metavar="DIR")
+]
+Dataset = Annotated[str | None, typer.Option(help="Another data set than the run's own, by name.")]
+
+
+@app.command("retrieval")
+def retrieval(
+    run: RunArgument = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: test, else val; for data in folds the held-out one.")
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="5k: COCO's 5 000 test images; 1k-5fold: mean of five folds of them; all: the whole split."
+        ),
+    ] = "all",
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Recall at 1, 5, 10 and ranks between two branches, both directions."""
+    from mmvicreg import registry
+    from mmvicreg.runs import open_run
+
+    judge = registry.PROTOCOLS.load("retrieval")
+    _check_dataset(dataset)
+    path = run if run is not None else _newest(runs, ["image-text"])
+    judge(open_run(path), data_root=data_root, dataset=dataset, split=split, protocol=protocol)
+
+
+@app.command("linear")
+def linear(
+    run: RunArgument = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Fold to test on. Default: the one the run held out, or all of a run per fold."),
+    ] = None,
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """A linear classifier on each branch's frozen representation, beside the same on the untrained branch."""
+    from mmvicreg import registry
+
+    judge = registry.PROTOCOLS.load("linear")
+    _check_dataset(dataset)
+    if run is None:
+        run = _newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
+        if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
+            run = run.parent  # one run per fold is one result
+            typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
+    judge(run, data_root=data_root, dataset=dataset, fold=fold)
+
+
+def _newest(base: Path, pairs: Sequence[str]) -> Path:
+    from mmvicreg.runs import newest_run
+
+    path = newest_run(base, pairs=pairs).path
+    typer.echo(f"newest run: {path}")
+    return path
+
+
+def _check_dataset(name: str | None) -> None:
+    from mmvicreg.registry import DATASETS
+
+    if name is not None and name not in DATASETS.names():
+        DATASETS.load(name)
