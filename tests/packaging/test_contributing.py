@@ -73,6 +73,13 @@ def test_the_recipes_train_and_are_judged(installed: Path, example: Path) -> Non
     assert judged.returncode == 0, judged.stderr[-3000:]
     result = json.loads((example / "run" / "eval" / "retrieval-test.json").read_text(encoding="utf-8"))
     assert result["image_to_text"]["queries"] == 8
+    program = (
+        "from pathlib import Path\nfrom mmvicreg.registry import PROTOCOLS\nfrom mmvicreg.runs import open_run\n"
+        "PROTOCOLS.load('cosine')(open_run(Path('run')))"
+    )
+    done = run([installed / "python", "-c", program], cwd=example, path=example)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (example / "run" / "eval" / "cosine-test.json").is_file()
 
 
 @pytest.mark.parametrize(
