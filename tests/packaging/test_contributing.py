@@ -74,8 +74,9 @@ def test_the_recipes_train_and_are_judged(installed: Path, example: Path) -> Non
     result = json.loads((example / "run" / "eval" / "retrieval-test.json").read_text(encoding="utf-8"))
     assert result["image_to_text"]["queries"] == 8
     program = (
-        "from pathlib import Path\nfrom mmvicreg.registry import PROTOCOLS\nfrom mmvicreg.runs import open_run\n"
-        "PROTOCOLS.load('cosine')(open_run(Path('run')))"
+        "import pathlib, mmvicreg.registry, mmvicreg.runs\n"
+        "judge = mmvicreg.registry.PROTOCOLS.load('cosine')\n"
+        "judge(mmvicreg.runs.open_run(pathlib.Path('run')))"
     )
     done = run([installed / "python", "-c", program], cwd=example, path=example)
     assert done.returncode == 0, done.stderr[-3000:]
