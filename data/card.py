@@ -13,6 +13,21 @@ from mmvicreg.errors import UserError
 
 
 @dataclass(frozen=True)
+class TableFilter:
+    """Which files of an archive's folder are wanted, said by a table in the archive.
+
+    Attributes:
+        table: the CSV member; its column ``filename`` names files of ``folder``.
+        column: the column that says True for a wanted file.
+        folder: the folder, with a slash at its end.
+    """
+
+    table: str
+    column: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class RemoteFile:
     """One file to download.
 
@@ -24,6 +39,7 @@ class RemoteFile:
         md5: hexadecimal digest, or None; checked where there is no sha256.
         extract: it is a zip to unpack into the root, after which it is deleted.
         members: prefixes of the members to unpack; empty: all of them.
+        only: of the members in a table's folder, those whose row says True.
         strip: this leading folder of the archive is dropped ("ESC-50-master/").
     """
 
@@ -35,6 +51,12 @@ class RemoteFile:
     extract: bool = False
     members: tuple[str, ...] = ()
     strip: str = ""
+    only: TableFilter | None = None
+
+    @property
+    def algorithm(self) -> str | None:
+        """Of the known checksum, as hashlib calls it."""
+        return "sha256" if self.sha256 else "md5" if self.md5 else None
 
     @property
     def checksum(self) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.card import Card, RemoteFile, TableFilter
 from mmvicreg.data.reader import Reader, check_inside, check_present, not_here, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
@@ -112,7 +112,12 @@ CARD_ESC10 = Card(
     pairs=("wave-mel",),
     splits=_FOLDS,
     counts=MappingProxyType({"esc10": MappingProxyType(dict.fromkeys(_FOLDS, 80))}),
-    files=(_ARCHIVE,),
+    files=(
+        replace(
+            _ARCHIVE,
+            only=TableFilter("ESC-50-master/meta/esc50.csv", column="esc10", folder="ESC-50-master/audio/"),
+        ),
+    ),
     citation=_CITATION,
 )
 

@@ -45,7 +45,7 @@ def make_folder(
         if _made_before(root, name=name, marker=marker, facts=facts):
             return False
         folder = Path(tempfile.mkdtemp(prefix=_prefix(root), dir=root.parent))
-        with _locked(folder):
+        with locked(folder):
             try:
                 folder.chmod(0o755)  # mkdtemp's folders are the owner's alone
                 write(folder)
@@ -96,14 +96,14 @@ def _wait_for_others(root: Path) -> None:
     """Wait for makers of the same root that are at work; sweep up after ones that were killed."""
     for folder in sorted(root.parent.glob(f"{_prefix(root)}*")):
         try:
-            with _locked(folder):
+            with locked(folder):
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             continue  # it was renamed into place
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on a folder; the system lets go of it when the process ends, however it does."""
     try:
         import fcntl

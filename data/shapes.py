@@ -19,11 +19,11 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card
 from mmvicreg.data.coco import Coco
 from mmvicreg.data.making import make_folder
 from mmvicreg.data.shapes_captions import BACKGROUNDS, COLOURS, KINDS, PLACES, SIZES, describe
-from mmvicreg.progress import progress_bar
 
 VERSION = 1
 """Raised whenever the same seed would give other files."""
@@ -117,7 +117,7 @@ class Shapes(Coco):
 def _write(folder: Path, *, seed: int, counts: Mapping[str, int], progress: bool) -> None:
     scenes = draw_scenes(seed, counts)
     (folder / "annotations").mkdir()
-    with progress_bar(sum(counts.values()) if progress else 0, "Making shapes", "pictures") as bar:
+    with counted(sum(counts.values()), "Making shapes", "pictures", progress=progress) as advance:
         first = 1
         for split, chosen in scenes.items():
             (folder / f"{split}2017").mkdir()
@@ -132,8 +132,7 @@ def _write(folder: Path, *, seed: int, counts: Mapping[str, int], progress: bool
                     annotations.append(
                         {"id": image_id * 10 + number, "image_id": image_id, "caption": caption}
                     )
-                if progress:
-                    bar.advance()
+                advance(1)
             first += len(chosen)
             tree = {"info": {"description": "shapes"}, "images": images, "annotations": annotations}
             path = folder / "annotations" / f"captions_{split}2017.json"

@@ -16,11 +16,11 @@ from typing import ClassVar
 import numpy as np
 import soundfile
 
+from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card
 from mmvicreg.data.esc50 import Esc50
 from mmvicreg.data.making import make_folder
 from mmvicreg.data.tones_synthesis import ENVELOPES, RATE, TIMBRES, draw_source, synthesise
-from mmvicreg.progress import progress_bar
 
 VERSION = 1
 """Raised whenever the same seed would give other files."""
@@ -93,7 +93,7 @@ def _write(folder: Path, *, seed: int, classes: int, sources: int, progress: boo
     (folder / "meta").mkdir()
     total = classes * FOLDS * sources * len(TAKES)
     rows: list[Mapping[str, object]] = []
-    with progress_bar(total if progress else 0, "Making tones", "clips") as bar:
+    with counted(total, "Making tones", "clips", progress=progress) as advance:
         for target, fold, number in np.ndindex(classes, FOLDS, sources):
             source_id = 10_000 + (target * FOLDS + fold) * sources + number
             timbre, envelope = divmod(target, len(ENVELOPES))
@@ -115,8 +115,7 @@ def _write(folder: Path, *, seed: int, classes: int, sources: int, progress: boo
                         "take": take,
                     }
                 )
-                if progress:
-                    bar.advance()
+                advance(1)
     with (folder / "meta" / "esc50.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         table.writeheader()

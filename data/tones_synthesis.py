@@ -102,7 +102,7 @@ def _timbre(source: Source, time: Signal, pitch: float, random: np.random.Genera
             for i, r in enumerate(ratios)
             if pitch * r < RATE / 2.2
         ]
-        return np.sum(parts, axis=0)
+        return np.asarray(np.sum(parts, axis=0))
     if source.timbre == "breath":
         return _band(random.normal(size=len(time)), pitch * 1.5, 0.25 + 0.35 * colour)
     if source.timbre in {"rising", "falling"}:

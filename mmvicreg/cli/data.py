@@ -1,0 +1,182 @@
+"""``mmvicreg data``: list, describe, make, download and verify data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(help="List, describe, make, download and verify data sets.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A data set; `mmvicreg data list` shows them.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        help="Its folder (for a manifest, its file). Default: $MMVICREG_DATA/NAME, else the cache folder.",
+    ),
+]
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        "--mirror",
+        envvar="MMVICREG_MIRROR",
+        help="Take files from URL/<file name> instead of from their publisher.",
+    ),
+]
+
+
+@app.command("list")
+def list_datasets(
+    root: Annotated[
+        Path | None,
+        typer.Option("--data-root", help="Look in this folder's subfolders, one a data set."),
+    ] = None,
+) -> None:
+    """Show every data set, where it is looked for, and whether it is there."""
+    from rich.table import Table
+
+    from mmvicreg import registry
+    from mmvicreg.data.card import card_of
+    from mmvicreg.errors import UserError
+
+    table = Table("name", "pairs", "licence", "looked for in", "there")
+    for name in registry.DATASETS.names():
+        place = root / name if root is not None else _place(name, None)
+        try:
+            card = card_of(name)
+        except UserError:
+            table.add_row(name, "", "", str(place), _presence(place))
+            continue
+        if name == "manifest":
+            table.add_row(name, ", ".join(card.pairs), card.licence, "--data-root FILE", "")
+            continue
+        there = _presence(place)
+        if there == "no":
+            made = "no; made on first use" if card.made else "no; by hand" if not card.files else "no"
+            there = made
+        table.add_row(name, ", ".join(card.pairs), card.licence, str(place), there)
+    _console().print(table)
+
+
+@app.command()
+def info(name: Name, root: Root = None) -> None:
+    """Show a data set's card: source, licence, splits and counts, files, sizes and checksums."""
+    from rich.table import Table
+
+    from mmvicreg.data.card import card_of
+
+    card = card_of(name)
+    place = _place(name, root)
+    facts = Table.grid(padding=(0, 2))
+    rows = {
+        "name": f"{card.name} ({card.title})",
+        "description": card.description,
+        "pairs": ", ".join(card.pairs),
+        "source": "\n".join(card.source),
+        "licence": card.licence,
+        "splits": ", ".join(card.splits),
+        "citation": card.citation,
+        "by hand": card.manual,
+        "looked for in": f"{place} ({'there' if _presence(place) == 'yes' else 'not there'})",
+    }
+    for key, value in rows.items():
+        if value:
+            facts.add_row(key, value)
+    console = _console()
+    console.print(facts)
+    for layout, counts in card.counts.items():
+        table = Table("split", "samples", title=f"published counts, {layout}", title_justify="left")
+        for split, count in counts.items():
+            table.add_row(split, f"{count:,}")
+        console.print(table)
+    if card.files:
+        table = Table("file", "size", "checksum", "from", title="files", title_justify="left")
+        for file in card.files:
+            size = f"{file.size:,} bytes" if file.size is not None else "not published / not checked"
+            table.add_row(file.path, size, file.checksum, file.url)
+        console.print(table)
+    if card.made or card.files or card.manual:
+        console.print(card.way_out(place), soft_wrap=True)
+
+
+@app.command()
+def make(name: Name, root: Root = None) -> None:
+    """Make a data set that the project makes itself (shapes, tones); nothing is overwritten."""
+    from mmvicreg import registry
+    from mmvicreg.data.card import card_of
+    from mmvicreg.errors import UserError
+
+    cls = registry.DATASETS.load(name)
+    place = _place(name, root)
+    if not hasattr(cls, "make"):
+        raise UserError(f"{name} is not made. {card_of(name).way_out(place)}")
+    already = place.is_dir() and any(place.iterdir())
+    cls.make(place)
+    typer.echo(f"{name} {'is already' if already else 'is made'} at {place}")
+
+
+@app.command()
+def download(name: Name, root: Root = None, mirror: Mirror = None) -> None:
+    """Download a data set: resumed where it stopped, checked against its card, unpacked."""
+    from mmvicreg.data.card import card_of
+    from mmvicreg.data.download import Downloader
+
+    card = card_of(name)
+    place = _place(name, root)
+    for line in Downloader(mirror=mirror).get(card, place):
+        typer.echo(line)
+    if card.manual:
+        typer.echo(f"Still to do by hand: {card.manual}")
+    typer.echo(f"{card.title}: {place}. Check it with: mmvicreg data verify {name} --data-root {place}")
+
+
+@app.command()
+def verify(name: Name, root: Root = None) -> None:
+    """Count a data set against its card and read every file of it; status 2 unless all is there."""
+    from rich.table import Table
+
+    from mmvicreg.data.verify import verify as run
+
+    report = run(name, _place(name, root))
+    table = Table(
+        "split", "published", "listed", "readable", title=f"{name} at {report.root}", title_justify="left"
+    )
+    for split in report.splits:
+        published = "" if split.published is None else f"{split.published:,}"
+        table.add_row(split.split, published, f"{split.listed:,}", f"{split.readable:,}")
+    _console().print(table)
+    report.check()
+    typer.echo(f"{name} is whole")
+
+
+def _place(name: str, root: Path | None) -> Path:
+    """Where a data set is looked for; the place of one that holds it too where its own is absent."""
+    from mmvicreg import registry
+    from mmvicreg.datasets import dataset_root
+
+    cls = registry.DATASETS.load(name)
+    place = dataset_root(name, root)
+    if root is None and not place.exists():
+        for other in getattr(cls, "alternatives", ()):
+            if dataset_root(other).exists():
+                return dataset_root(other)
+    return place
+
+
+def _presence(place: Path) -> str:
+    if not place.exists():
+        return "no"
+    return "yes" if place.is_file() or any(place.iterdir()) else "no (an empty folder)"
+
+
+def _console() -> Console:
+    """A console that does not fold paths when its output goes to a file or another program."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=400)
