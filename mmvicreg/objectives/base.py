@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from mmvicreg.config import Strict
@@ -91,8 +92,9 @@ class Objective(nn.Module, ABC):
     the nodes ``a`` and ``b``. Either way every process passes its local rows, in the same order for every
     node, and gets the loss of the global batch; without a process group the batch is what was passed.
 
-    A method writes :meth:`compute` (the loss), and where there is something to refuse or to warn of,
-    :meth:`check` and :meth:`warnings`. Parameters and buffers of its own (predictors, prototypes) are
+    A method writes :meth:`compute` (the loss), a ``Config`` whose fields are keyword arguments of its
+    constructor, and, where there is something to refuse or to warn of, :meth:`check` and
+    :meth:`warnings`. Parameters and buffers of its own (predictors, prototypes) are
     those of any module, and are saved and distributed like the rest of the model.
     """
 
@@ -102,17 +104,21 @@ class Objective(nn.Module, ABC):
     graph: Graph | None = None
 
     @classmethod
-    @abstractmethod
     def from_config(cls, config: Mapping[str, Any], graph: Graph) -> Self:
-        """The method with a recipe's options, over a graph; a ``name`` among the options is ignored.
+        """The method with a recipe's options over a graph; what the options leave out has its default.
 
         Raises:
-            UserError: the method cannot be computed over this graph (see :meth:`check`).
+            UserError: an option that the Config does not know or allow, or a graph that the method cannot
+                be computed over (see :meth:`check`).
         """
+        objective = cls(**validate_options(cls, config).model_dump())
+        objective.check(graph)
+        objective.graph = graph
+        return objective
 
-    @abstractmethod
     def pair_graph(self, width_a: int, width_b: int) -> Graph:
         """The graph of two tensors passed without one: the nodes ``a`` and ``b`` and the edge between."""
+        return Graph((Node("a", "a", width_a), Node("b", "b", width_b)), (Edge("a", "b"),))
 
     @abstractmethod
     def compute(
@@ -191,8 +197,20 @@ class Objective(nn.Module, ABC):
         return select_embeddings(embeddings, graph), graph
 
 
+def validate_options(method: type[Objective], options: Mapping[str, Any]) -> Strict:
+    """A recipe's options, ``name`` aside, as the method's Config; :class:`UserError` where they do not fit."""
+    given = {key: value for key, value in options.items() if key != "name"}
+    try:
+        return method.Config.model_validate(given)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"{method.__name__}: {problems}") from error
+
+
 def check_graph(graph: Graph) -> None:
-    """Raise :class:`UserError` for an edge to a missing node or between embeddings of unequal widths."""
+    """Raise :class:`UserError` unless there are edges, between known nodes of equal widths."""
+    if not graph.edges:
+        raise UserError("a method needs at least one edge between two embeddings")
     nodes = {node.name: node for node in graph.nodes}
     for edge in graph.edges:
         for end in (edge.a, edge.b):

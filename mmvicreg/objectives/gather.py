@@ -32,12 +32,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def gather(x: Tensor) -> Tensor:
+def gather(x: Tensor, *, sizes: tuple[int, ...] | None = None) -> Tensor:
     """The global batch: every process's rows, in the order of ranks.
 
     Args:
         x: ``(n_local, ...)``, on the device of the default group's backend (any for gloo, CUDA for nccl);
             n_local may differ between processes and may be 0, the other dimensions and the dtype may not.
+        sizes: every process's n_local where the caller knows them (:func:`local_sizes`), which saves a
+            small collective.
 
     Returns:
         ``(n, ...)`` with n the sum of all n_local; ``x`` itself without a process group or with one
@@ -46,7 +48,7 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return _Gather.apply(x, local_sizes(x.shape[0], x.device))  # type: ignore[no-any-return]
+    return _Gather.apply(x, sizes or local_sizes(x.shape[0], x.device))  # type: ignore[no-any-return]
 
 
 def local_sizes(n: int, device: torch.device) -> tuple[int, ...]:

@@ -214,7 +214,7 @@ def _second_moments(z: Tensor, plan: _Plan, *, gram: bool, dtype: torch.dtype) -
     if symmetric:
         _mirror(product)
     if gram:
-        total = _sum_of_squares(product)
+        total = _gram_sum_of_squares(product, plan.own)
         _sum_over_processes([total, squares], plan)
         return _Moments(gram, rows, mean, product, squares, (total - squares.square().sum()).clamp(min=0))
     if len(plan.sizes) > 1:
@@ -318,9 +318,21 @@ def _mirror(product: Tensor) -> None:
 
 
 def _sum_of_squares(matrix: Tensor) -> Tensor:
-    """In the matrix's precision along a row, in float64 over the rows: () float64."""
-    norms: Tensor = torch.linalg.vector_norm(matrix, dim=1)
-    return norms.double().square().sum()
+    """Pairwise in the matrix's precision along a row, in float64 over the rows: () float64."""
+    total = torch.zeros((), dtype=torch.float64, device=matrix.device)
+    for part in _parts(matrix, gram=False):
+        total += matrix[part].square().sum(1).double().sum()
+    return total
+
+
+def _gram_sum_of_squares(product: Tensor, own: slice) -> Tensor:
+    """Of some rows of K, the diagonal apart: where it dwarfs a row, the row's sum would swallow the rest."""
+    diagonal = product[:, own].diagonal()
+    aside = diagonal.clone()
+    diagonal.zero_()
+    total = _sum_of_squares(product) + aside.double().square().sum()
+    diagonal.copy_(aside)
+    return total
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -12,15 +12,16 @@ lambda s (Eq. 6), each with its own coefficients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
-from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput
+from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.precision import exact_dtype
 from mmvicreg.objectives.terms import vicreg_terms
 
@@ -71,21 +72,13 @@ class VICReg(Objective):
         epsilon: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.options = _options({"convention": convention, "gamma": gamma, "epsilon": epsilon})
+        validate_options(VICReg, {"convention": convention, "gamma": gamma, "epsilon": epsilon})
+        self.convention, self.gamma, self.epsilon = convention, gamma, epsilon
         self.invariance = invariance
-        self.variance = variance if isinstance(variance, tuple) else (variance, variance)
-        self.covariance = covariance if isinstance(covariance, tuple) else (covariance, covariance)
-        if min(invariance, *self.variance, *self.covariance) < 0:
-            raise UserError("VICReg's coefficients must not be negative")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], graph: Graph) -> Self:
-        """VICReg with a recipe's options over a graph whose nodes and edges carry mu, nu and lambda."""
-        options = _options({key: value for key, value in config.items() if key != "name"})
-        objective = cls(convention=options.convention, gamma=options.gamma, epsilon=options.epsilon)
-        objective.check(graph)
-        objective.graph = graph
-        return objective
+        self.variance = _each(variance)
+        self.covariance = _each(covariance)
+        if not all(0 <= weight < math.inf for weight in (invariance, *self.variance, *self.covariance)):
+            raise UserError("VICReg's coefficients must be numbers, and not negative")
 
     def pair_graph(self, width_a: int, width_b: int) -> Graph:
         """The nodes ``a`` and ``b`` with the coefficients given at construction."""
@@ -125,11 +118,11 @@ class VICReg(Objective):
         values = vicreg_terms(
             [embeddings[node.name] for node in graph.nodes],
             [(position[edge.a], position[edge.b]) for edge in graph.edges],
-            gamma=self.options.gamma,
-            epsilon=self.options.epsilon,
+            gamma=self.gamma,
+            epsilon=self.epsilon,
             sizes=sizes,
         )
-        share = 1.0 / len(graph.nodes) if self.options.convention == "official" else 1.0
+        share = 1.0 / len(graph.nodes) if self.convention == "official" else 1.0
         loss = values.variance[0].new_zeros(())
         terms: dict[str, Tensor] = {}
         for edge, invariance in zip(graph.edges, values.invariance, strict=True):
@@ -150,9 +143,9 @@ class VICReg(Objective):
         )
 
 
-def _options(options: Mapping[str, Any]) -> VICRegConfig:
-    try:
-        return VICRegConfig.model_validate(dict(options))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"VICReg: {problems}") from error
+def _each(weight: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(weight, (int, float)):
+        return weight, weight
+    if len(weight) != 2:
+        raise UserError(f"a coefficient is one number, or one for each of the two branches; got {weight}")
+    return weight[0], weight[1]

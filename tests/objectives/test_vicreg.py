@@ -170,6 +170,15 @@ def test_cancellation_is_measured_and_escaped(n: int, d: int) -> None:
     compare(a, b, loss=1e-6, gradient=1e-5)
 
 
+def test_nearly_whitened_batches_keep_their_digits() -> None:
+    """n just under d and nothing correlated: almost all of |K|^2 is its diagonal, and is subtracted."""
+    rows = torch.linalg.qr(torch.randn(130, 128, dtype=torch.float64))[0].T
+    a = (30 * (rows + 0.003 * torch.randn(128, 130))).float()
+    terms = VICReg()(a, a).terms
+    assert 20 < float(terms["cancellation/a"]) < LARGEST_CANCELLATION
+    assert relative(terms["covariance/a"], vicreg_parts(a)[1]) < 2e-6
+
+
 @pytest.mark.parametrize("dwarfing", [1.0, 3e3])
 def test_no_matrix_of_d_by_d_where_the_gram_form_applies(
     dwarfing: float, monkeypatch: pytest.MonkeyPatch
