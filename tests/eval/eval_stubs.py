@@ -1,0 +1,106 @@
+"""Runs and data sets that exist in memory: the protocols are judged without any network or file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmvicreg.config import Recipe, load_recipe, parse_recipe, recipe_path
+from mmvicreg.encode import Encoded
+from mmvicreg.errors import UserError
+from mmvicreg.runs import Run
+from mmvicreg.samples import Sample
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass
+class StubData:
+    """A data set that is a dictionary of lists."""
+
+    parts: Mapping[str, list[Sample]]
+    name: str = "shapes"
+    classes: tuple[str, ...] = ()
+    layout: str = ""
+    root: Path = Path("somewhere")
+    notes: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
+    def samples(self, split: str) -> list[Sample]:
+        if split == "all":
+            return [sample for part in self.parts.values() for sample in part]
+        if split not in self.parts:
+            raise UserError(f"no split '{split}'")
+        return list(self.parts[split])
+
+
+@dataclass(frozen=True)
+class StubRun(Run):
+    """A run whose model is only a word, ``trained`` or ``untrained``."""
+
+    data: StubData = field(default_factory=lambda: StubData({}))
+
+    @property
+    def epochs_done(self) -> int:
+        return 7
+
+    def model(self, *, untrained: bool = False, device: str | None = None) -> Any:
+        return "untrained" if untrained else "trained"
+
+    def dataset(self, *, root: Path | None = None) -> Any:
+        return self.data
+
+
+class StubEncode:
+    """Stands for :func:`mmvicreg.encode.encode`; vectors are looked up by model, branch and sample.
+
+    ``table[(model, branch)]`` maps a sample's id to its vector or, for a text branch, its captions' vectors.
+    """
+
+    def __init__(self, table: Mapping[tuple[str, str], Mapping[str, Vectors]]) -> None:
+        self.table = table
+        self.spaces: set[str] = set()
+
+    def __call__(
+        self,
+        model: str,
+        branch: str,
+        samples: Sequence[Sample],
+        *,
+        space: str,
+        batch_size: int,
+        captions: int | None = None,
+        description: str = "",
+    ) -> Encoded:
+        self.spaces.add(space)
+        rows, owner = [], []
+        for index, sample in enumerate(samples):
+            found = np.atleast_2d(self.table[model, branch][sample.id])
+            if branch == "text":
+                found = found[: len(sample.captions)][:captions]
+            rows.append(found)
+            owner += [index] * len(found)
+        return Encoded(np.concatenate(rows).astype(np.float32), np.array(owner, dtype=np.int64))
+
+
+def recipe(pair: str, dataset: str, **changes: Any) -> Recipe:
+    """A shipped recipe with some keys changed, dotted keys written with two underscores."""
+    return load_recipe(
+        recipe_path(pair, dataset, None), {key.replace("__", "."): value for key, value in changes.items()}
+    )
+
+
+def renamed(original: Recipe, names: Mapping[str, str]) -> Recipe:
+    """The same recipe with other branch names."""
+    tree = original.model_dump(mode="json")
+    tree["branches"] = {names[name]: branch for name, branch in tree["branches"].items()}
+    tree["edges"] = [{**edge, "a": names[edge["a"]], "b": names[edge["b"]]} for edge in tree["edges"]]
+    return parse_recipe(tree, source="a test")
