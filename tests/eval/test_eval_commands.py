@@ -1,0 +1,228 @@
+"""``mmvicreg eval`` end to end: run folders on disk, the real readers and encoders, files and statuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from eval_stubs import recipe
+from PIL import Image
+
+from mmvicreg.branches.model import build_inputs
+from mmvicreg.cli import main
+from mmvicreg.config import Recipe
+from mmvicreg.datasets import open_dataset
+from mmvicreg.eval import probe as arithmetic
+from mmvicreg.runs import Run, create_run
+from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.setup import build_model
+
+FOLDS, CLASSES, CLIPS, RATE = 5, 3, 4, 4000
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty short clips of three noisy pitches in ESC-50's layout."""
+    root = tmp_path_factory.mktemp("esc50")
+    (root / "meta").mkdir()
+    (root / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE // 4) / RATE
+    with (root / "meta" / "esc50.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        for fold in range(1, FOLDS + 1):
+            for target, category in enumerate(("dog", "rain", "wind")):
+                for clip in range(CLIPS):
+                    name = f"{fold}-{target}{clip}-A-{target}.wav"
+                    wave = 0.3 * np.sin(2 * np.pi * 200 * 3**target * time + rng.uniform(0, 6))
+                    wave += 0.02 * rng.standard_normal(len(time))
+                    soundfile.write(root / "audio" / name, wave, RATE)
+                    table.writerow([name, fold, target, category, "True", f"{fold}{target}{clip}", "A"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty plain pictures with three or seven captions each, as a manifest with train and test."""
+    root = tmp_path_factory.mktemp("pictures")
+    colours = ("red", "green", "blue", "grey", "white")
+    with (root / "manifest.jsonl").open("w") as file:
+        for i in range(20):
+            colour = colours[i % 5]
+            Image.new("RGB", (24, 20), (12 * i, 255 - 12 * i, 50 * (i % 5))).save(root / f"{i}.png")
+            captions = [f"a {colour} field, number {i}, seen {j} times" for j in range(7 if i % 2 else 3)]
+            split = "test" if i >= 10 else "train"
+            file.write(
+                json.dumps({"image": f"{i}.png", "captions": captions, "split": split, "id": str(i)}) + "\n"
+            )
+    return root
+
+
+def _make_run(path: Path, config: Recipe) -> Run:
+    """A run folder as training leaves it, with the initial weights for trained ones."""
+    assert config.dataset.root is not None
+    data = open_dataset(config.dataset.name, root=Path(config.dataset.root))
+    inputs = build_inputs(config)
+    for source in inputs.values():
+        source.fit(data.samples(data.splits()[0]))
+    model = build_model(config, inputs)
+    run = create_run(path, config)
+    content = {
+        "model": model.state_dict(),
+        "inputs": {name: source.state() for name, source in inputs.items()},
+        "position": {"step": 3, "epoch": 2, "seconds": 1.0},
+    }
+    save_checkpoint(run.checkpoints, 3, content, keep=1)
+    return run
+
+
+def _sound_recipe(root: Path, fold: int | str) -> Recipe:
+    small: dict[str, Any] = {
+        "inputs__audio": {"sample_rate": RATE, "seconds": 0.25},
+        "dataset__root": str(root),
+    }
+    small["branches__wave__encoder"] = {"name": "resnet18_1d", "widths": [4, 4, 8, 12], "stem_stride": 2}
+    small["branches__mel__frontend"] = {
+        **{"name": "log_mel", "sample_rate": RATE, "n_fft": 128, "win_length": 128, "hop_length": 32},
+        "n_mels": 24,
+    }
+    for branch in ("wave", "mel"):
+        small[f"branches__{branch}__expander"] = {"widths": [16, 16]}
+    return recipe("wave-mel", "tones", dataset__name="esc50", dataset__fold=fold, **small)
+
+
+def _picture_recipe(root: Path) -> Recipe:
+    return recipe(
+        "image-text",
+        "shapes",
+        dataset__name="manifest",
+        dataset__root=str(root),
+        inputs__image={"size": 32},
+        inputs__text={"tokenizer": "words", "min_count": 1, "vocabulary": 100},
+        branches__image__expander={"widths": [16, 16]},
+        branches__text__expander={"widths": [16, 16]},
+    )
+
+
+def _mmvicreg(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mmvicreg", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_retrieval_judges_the_newest_image_text_run(
+    tmp_path: Path,
+    pictures: Path,
+    sounds: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    old = _make_run(tmp_path / "runs" / "old", _picture_recipe(pictures))
+    new = _make_run(tmp_path / "runs" / "new", _picture_recipe(pictures))
+    _make_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 1))
+    for file in old.checkpoints.iterdir():
+        os.utime(file, (1, 1))
+    monkeypatch.chdir(tmp_path)
+    assert _mmvicreg(monkeypatch, "eval", "retrieval") == 0
+    printed = capsys.readouterr().out
+    assert "newest run: runs/new" in printed
+    report = json.loads((new.path / "eval" / "retrieval-test.json").read_text())
+    assert report["image_to_text"]["queries"] == report["text_to_image"]["gallery"] == 10
+    assert report["image_to_text"]["gallery"] == report["text_to_image"]["queries"] == 5 * 3 + 5 * 5
+    assert report["epoch"] == 2
+    assert report["captions_per_image"] == "3 to 5 of each, the first 5 at most"
+
+    assert _mmvicreg(monkeypatch, *report["command"].split()[1:]) == 0
+    assert json.loads((new.path / "eval" / "retrieval-test.json").read_text()) == report
+
+
+def test_linear_judges_the_fold_that_the_newest_run_held_out(
+    tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _make_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 2))
+    assert _mmvicreg(monkeypatch, "eval", "linear", "--runs", tmp_path / "runs") == 0
+    assert f"newest run: {run.path}" in capsys.readouterr().out
+    report = json.loads((run.path / "eval" / "linear.json").read_text())
+    assert (list(report["folds"]), report["train"], report["test"]) == (["2"], 48, 12)
+    assert {name: branch["width"] for name, branch in report["branches"].items()} == {
+        "wave": 12,
+        "mel": 512,
+        "wave+mel": 524,
+    }
+    # the "trained" weights of this run are its initial ones: both probes must agree to the bit
+    for branch in report["branches"].values():
+        assert branch["top1"] == branch["untrained_top1"]
+    assert report["top1"] > report["chance"]
+
+
+def test_linear_takes_the_runs_by_fold_together(
+    tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arithmetic, "GRID", (1e-2,))
+    folder = tmp_path / "runs" / "all"
+    for fold in range(1, FOLDS + 1):
+        _make_run(folder / f"fold{fold}", _sound_recipe(sounds, fold))
+    assert _mmvicreg(monkeypatch, "eval", "linear", "--runs", tmp_path / "runs") == 0
+    assert f"one of the runs by fold in {folder}" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    report = json.loads((folder / "eval" / "linear.json").read_text())
+    assert list(report["folds"]) == ["1", "2", "3", "4", "5"]
+    assert report["epoch"] == [2] * 5
+    assert all((folder / f"fold{fold}" / "eval" / "linear.json").is_file() for fold in range(1, FOLDS + 1))
+
+
+def test_retrieval_works_on_sounds_too(tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _make_run(tmp_path / "sound", _sound_recipe(sounds, 3))
+    assert _mmvicreg(monkeypatch, "eval", "retrieval", run.path) == 0
+    report = json.loads((run.path / "eval" / "retrieval-fold3.json").read_text())
+    assert report["wave_to_mel"]["queries"] == report["mel_to_wave"]["gallery"] == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("retrieval", "--protocol", "5K"), "unknown protocol '5K'; did you mean '5k'"),
+        (("retrieval", "--protocol", "5k"), "has 10; use --protocol all"),
+        (("retrieval", "--split", "tets"), "no split 'tets'; did you mean 'test'"),
+        (("retrieval", "--dataset", "flicker8k"), "unknown data set 'flicker8k'; did you mean 'flickr8k'"),
+        (("linear",), "has no labels"),
+        (("retrieval", "--data-root", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_are_one_message_and_status_2(
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    run = _make_run(tmp_path / "run", _picture_recipe(pictures))
+    verb, *rest = words
+    assert _mmvicreg(monkeypatch, "eval", verb, run.path, *rest) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert "Traceback" not in told
+    assert not (run.path / "eval").exists()
+
+
+@pytest.mark.parametrize(("verb", "pair"), [("retrieval", "image-text"), ("linear", "wave-mel")])
+def test_no_fitting_run_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    pair: str,
+) -> None:
+    assert _mmvicreg(monkeypatch, "eval", verb, "--runs", tmp_path) == 2
+    assert f"no run of the pair {pair} under {tmp_path}" in capsys.readouterr().err
