@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from mmvicreg.objectives.barlow_twins import BarlowTwins
 from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective, ObjectiveOutput
 from mmvicreg.objectives.gather import gather
+from mmvicreg.objectives.simclr import SimCLR
 from mmvicreg.objectives.vicreg import VICReg
+from mmvicreg.objectives.vse import VSE
 
-__all__ = ["Edge", "Graph", "Node", "NonFiniteError", "Objective", "ObjectiveOutput", "VICReg", "gather"]
+__all__ = [
+    "VSE",
+    "BarlowTwins",
+    "Edge",
+    "Graph",
+    "Node",
+    "NonFiniteError",
+    "Objective",
+    "ObjectiveOutput",
+    "SimCLR",
+    "VICReg",
+    "gather",
+]

@@ -198,7 +198,7 @@ class Objective(nn.Module, ABC):
 
 
 def validate_options(method: type[Objective], options: Mapping[str, Any]) -> Strict:
-    """A recipe's options, ``name`` aside, as the method's Config; :class:`UserError` where they do not fit."""
+    """A recipe's options, ``name`` aside, as the method's Config; :class:`UserError` if they do not fit."""
     given = {key: value for key, value in options.items() if key != "name"}
     try:
         return method.Config.model_validate(given)

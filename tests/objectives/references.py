@@ -48,3 +48,50 @@ def vicreg_authors(x: Tensor, y: Tensor) -> Tensor:
         cov = (z.T @ z) / (n - 1)
         cov_loss = cov_loss + (cov.pow(2).sum() - cov.diagonal().pow(2).sum()) / d
     return 25.0 * representation + 25.0 * std_loss + 1.0 * cov_loss
+
+
+def barlow_twins(a: Tensor, b: Tensor, *, redundancy: float = 5e-3, epsilon: float = 1e-5) -> Tensor:
+    """Eq. 1 and 2 entry by entry, standardised by a BatchNorm without parameters."""
+    n, d = a.shape
+    norm = torch.nn.BatchNorm1d(d, affine=False, eps=epsilon, dtype=torch.float64)
+    correlation = torch.einsum("ni,nj->ij", norm(a.double()), norm(b.double())) / n
+    identity = torch.eye(d, dtype=torch.float64)
+    weights = identity + redundancy * (1 - identity)
+    return (weights * (identity - correlation) ** 2).sum()
+
+
+def _unit(z: Tensor) -> Tensor:
+    return z.double() / z.double().norm(dim=1, keepdim=True)
+
+
+def vse(a: Tensor, b: Tensor, *, margin: float = 0.2, hardest: bool = True) -> Tensor:
+    """Eq. 5 or 6 by loops over the pairs."""
+    similarity = _unit(a) @ _unit(b).T
+    n = len(similarity)
+    loss = similarity.new_zeros(())
+    for i in range(n):
+        for row in (similarity[i], similarity[:, i]):
+            negatives = torch.stack([row[j] for j in range(n) if j != i])
+            hinges = torch.relu(margin + negatives - similarity[i, i])
+            loss = loss + (hinges.max(dim=0).values if hardest else hinges.sum())
+    return loss
+
+
+def nt_xent(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """SimCLR's Eq. 1 by loops over the 2n embeddings."""
+    z = _unit(torch.cat([a, b]))
+    n = len(a)
+    losses = []
+    for i in range(2 * n):
+        scores = torch.exp(z @ z[i] / temperature)
+        others = sum(scores[k] for k in range(2 * n) if k != i)
+        losses.append(-torch.log(scores[(i + n) % (2 * n)] / others))
+    return torch.stack(losses).mean()
+
+
+def infonce(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """CLIP's symmetric cross-entropy by loops."""
+    scores = torch.exp(_unit(a) @ _unit(b).T / temperature)
+    losses = [-torch.log(scores[i, i] / scores[i].sum()) for i in range(len(a))]
+    losses += [-torch.log(scores[i, i] / scores[:, i].sum()) for i in range(len(a))]
+    return torch.stack(losses).mean()
