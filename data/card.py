@@ -39,6 +39,7 @@ class RemoteFile:
         md5: hexadecimal digest, or None; checked where there is no sha256.
         extract: it is a zip to unpack into the root, after which it is deleted.
         members: prefixes of the members to unpack; empty: all of them.
+        layouts: the published layouts (keys of ``Card.counts``) that need it; empty: all.
         only: of the members in a table's folder, those whose row says True.
         strip: this leading folder of the archive is dropped ("ESC-50-master/").
     """
@@ -52,6 +53,7 @@ class RemoteFile:
     members: tuple[str, ...] = ()
     strip: str = ""
     only: TableFilter | None = None
+    layouts: tuple[str, ...] = ()
 
     @property
     def algorithm(self) -> str | None:
@@ -97,6 +99,21 @@ class Card:
     files: tuple[RemoteFile, ...] = ()
     manual: str = ""
     made: bool = False
+
+    def files_of(self, layout: str | None) -> tuple[RemoteFile, ...]:
+        """The files of one published layout; None: the first.
+
+        Raises:
+            UserError: the data set is not published in such a layout.
+        """
+        if layout is None:
+            layout = next(iter(self.counts), "")
+        elif layout not in self.counts:
+            raise UserError(
+                f"{self.title} has no layout '{layout}'{registry.nearest(layout, self.counts)}"
+                f" Known: {', '.join(self.counts) or 'none'}."
+            )
+        return tuple(file for file in self.files if not file.layouts or layout in file.layouts)
 
     def way_out(self, root: Path) -> str:
         """The sentence that ends an error about data missing at ``root``: the command that gets it."""

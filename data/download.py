@@ -20,7 +20,7 @@ from pathlib import Path
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, RemoteFile
 from mmvicreg.data.making import locked
-from mmvicreg.data.reader import list_folder
+from mmvicreg.data.reader import Files
 from mmvicreg.data.unpack import check_room, unpack
 from mmvicreg.errors import UserError
 
@@ -51,8 +51,13 @@ class Downloader:
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
             raise UserError(f"the mirror '{self.mirror}' is not a http:// or https:// address")
 
-    def get(self, card: Card, root: Path) -> list[str]:
+    def get(self, card: Card, root: Path, *, layout: str | None = None) -> list[str]:
         """Fetch and unpack every file of a card into ``root``.
+
+        Args:
+            card: what to fetch.
+            root: the data set's folder, made where it is absent.
+            layout: which of the published layouts; None: the card's first.
 
         Returns:
             What happened, a line a file.
@@ -63,14 +68,15 @@ class Downloader:
         """
         if not card.files:
             raise UserError(f"{card.title} is not downloaded. {card.way_out(root)}")
+        files = card.files_of(layout)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file; --data-root names the folder to download into")
         try:
             root.mkdir(parents=True, exist_ok=True)
             with locked(root):
-                todo = [file for file in card.files if not _fetched(file, root)]
+                todo = [file for file in files if not _fetched(file, root)]
                 self._check_room(todo, root)
-                done = [f"{file.path}: already there" for file in card.files if file not in todo]
+                done = [f"{file.path}: already there" for file in files if file not in todo]
                 return done + [self._fetch(file, root) for file in todo]
         except OSError as error:
             raise UserError(f"cannot download into {root}: {error.strerror or error}") from error
@@ -86,16 +92,16 @@ class Downloader:
         if not file.extract:
             return f"{file.path}: fetched"
         try:
-            folders = unpack(path, root, file, progress=self.progress)
+            names = unpack(path, root, file, progress=self.progress)
         except UserError:
             if file.algorithm is not None:
                 raise
             # Nothing vouches for it: the next call must fetch it anew.
             path.unlink(missing_ok=True)
             raise
-        _write_receipt(file, root, folders)
+        _write_receipt(file, root, names)
         path.unlink()
-        return f"{file.path}: fetched, {sum(folders.values()):,} files unpacked"
+        return f"{file.path}: fetched, {len(names):,} files unpacked"
 
     def _transfer(self, file: RemoteFile, path: Path) -> None:
         """Bring a file to ``path``, over as many connections as it takes."""
@@ -112,8 +118,8 @@ class Downloader:
                 failures = 1 if _size(part) > before else failures + 1
                 if failures >= self.retries:
                     raise UserError(
-                        f"{self.url(file)} failed {failures} times ({_reason(error)}); what has come, "
-                        f"{_size(part):,} bytes, is kept in {part}: run the command again to continue"
+                        f"{self.url(file)} failed {failures} times ({_reason(error)}); the "
+                        f"{_size(part):,} bytes that came are kept: run the command again to continue"
                     ) from error
                 self.sleep(self.pause * 2 ** (failures - 1))
         problem = wrong(part, file)
@@ -156,7 +162,8 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
         if _validator(part).is_file():  # continue only if it is still the same file
             headers["If-Range"] = _validator(part).read_text(encoding="utf-8")
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        request = urllib.request.Request(url, headers=headers)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -174,8 +181,8 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
         total = None if told is None else int(told) + start
         if total is not None and file.size is not None and total != file.size:
             raise UserError(
-                f"{url} has {total:,} bytes where {file.size:,} are published: it is another file, and "
-                "nothing of it was fetched"
+                f"{url} has {total:,} bytes where {file.size:,} are published: it is another file; "
+                "nothing was fetched"
             )
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if validator and not validator.startswith("W/"):
@@ -197,7 +204,7 @@ def _raise_if_final(url: str, error: Exception) -> None:
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in {408, 425, 429} and error.code < 500:
             raise UserError(
-                f"{url} answers {error.code} {error.reason}. If it has moved, give another place with --mirror"
+                f"{url} answers {error.code} {error.reason}; if it has moved, give another place: --mirror"
             ) from error
     elif isinstance(error, OSError) and not isinstance(
         error, urllib.error.URLError | TimeoutError | ConnectionError | ssl.SSLError
@@ -232,13 +239,14 @@ def _fetched(file: RemoteFile, root: Path) -> bool:
         return False
     if not isinstance(receipt, dict) or receipt.get("members") != list(file.members):
         return False
-    return all(len(list_folder(root / folder)) >= count for folder, count in receipt["folders"].items())
+    present = Files()
+    return all(root / name in present for name in receipt["unpacked"])
 
 
-def _write_receipt(file: RemoteFile, root: Path, folders: dict[str, int]) -> None:
+def _write_receipt(file: RemoteFile, root: Path, names: list[str]) -> None:
     path = _receipt(file, root)
     path.parent.mkdir(exist_ok=True)
-    receipt = {"url": file.url, "members": list(file.members), "folders": folders}
+    receipt = {"url": file.url, "members": list(file.members), "unpacked": names}
     path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,6 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from mmvicreg.data.bars import counted
@@ -16,7 +15,7 @@ from mmvicreg.data.card import RemoteFile
 from mmvicreg.errors import UserError
 
 
-def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -> dict[str, int]:
+def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -> list[str]:
     """Unpack a zip below ``root``; files already there in full are left alone.
 
     Args:
@@ -26,7 +25,7 @@ def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -
         progress: show a bar.
 
     Returns:
-        Folder, relative to ``root`` -> number of files unpacked into it.
+        The files unpacked, relative to ``root``.
 
     Raises:
         UserError: not a zip, a damaged or encrypted member, a member that leads outside ``root``, nothing
@@ -44,7 +43,7 @@ def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -
         raise UserError(f"{path} cannot be unpacked ({error}); remove it and download it again") from error
     except OSError as error:
         raise UserError(f"cannot unpack {path} into {root}: {error.strerror or error}") from error
-    return dict(Counter(str(target.parent.relative_to(root)) for target in chosen))
+    return [target.relative_to(root).as_posix() for target in chosen]
 
 
 def _choose(

@@ -68,6 +68,7 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     card = card_of(name)
     dataset: DataSet = registry.DATASETS.load(name)(root)
     published = _published(dataset, card)
+    things = "pictures" if "image-text" in card.pairs else "recordings"
     problems: list[str] = []
     reports = []
     for split in dict.fromkeys([*published, *dataset.splits()]):
@@ -79,7 +80,7 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
                 problems.append(str(error))
         count = published.get(split)
         if count is not None and len(samples) != count:
-            problems.append(f"{len(samples):,} of {count:,} samples of the split {split}")
+            problems.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
         bad = _read_all(samples, split, progress=progress)
         reports.append(SplitReport(split, count, len(samples), len(samples) - len({id for id, _ in bad})))
         problems += [f"{message}" for _, message in bad[:NAMED]]

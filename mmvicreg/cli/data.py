@@ -89,16 +89,18 @@ def info(name: Name, root: Root = None) -> None:
             facts.add_row(key, value)
     console = _console()
     console.print(facts)
-    for layout, counts in card.counts.items():
-        table = Table("split", "samples", title=f"published counts, {layout}", title_justify="left")
-        for split, count in counts.items():
-            table.add_row(split, f"{count:,}")
+    if card.counts:
+        table = Table("layout", "split", "samples")
+        for layout, counts in card.counts.items():
+            for split, count in counts.items():
+                table.add_row(layout, split, f"{count:,}")
         console.print(table)
     if card.files:
-        table = Table("file", "size", "checksum", "from", title="files", title_justify="left")
+        table = Table("file", "layout", "size", "checksum", "from")
         for file in card.files:
             size = f"{file.size:,} bytes" if file.size is not None else "not published / not checked"
-            table.add_row(file.path, size, file.checksum, file.url)
+            layouts = ", ".join(file.layouts) or "all"
+            table.add_row(file.path, layouts, size, file.checksum, file.url)
         console.print(table)
     if card.made or card.files or card.manual:
         console.print(card.way_out(place), soft_wrap=True)
@@ -121,14 +123,22 @@ def make(name: Name, root: Root = None) -> None:
 
 
 @app.command()
-def download(name: Name, root: Root = None, mirror: Mirror = None) -> None:
+def download(
+    name: Name,
+    root: Root = None,
+    mirror: Mirror = None,
+    layout: Annotated[
+        str | None,
+        typer.Option("--layout", help="Which published layout (see `data info`). Default: the first."),
+    ] = None,
+) -> None:
     """Download a data set: resumed where it stopped, checked against its card, unpacked."""
     from mmvicreg.data.card import card_of
     from mmvicreg.data.download import Downloader
 
     card = card_of(name)
     place = _place(name, root)
-    for line in Downloader(mirror=mirror).get(card, place):
+    for line in Downloader(mirror=mirror).get(card, place, layout=layout):
         typer.echo(line)
     if card.manual:
         typer.echo(f"Still to do by hand: {card.manual}")

@@ -1,0 +1,225 @@
+"""COCO in each of its layouts, and what is said when one is not whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import data_layouts as layouts
+import pytest
+
+from mmvicreg.data.coco import Coco, read_captions
+from mmvicreg.errors import UserError
+
+
+@pytest.mark.parametrize("year", [2014, 2017])
+def test_own_layout_gives_every_caption_in_the_files_order(tmp_path: Path, year: int) -> None:
+    data = Coco(layouts.coco(tmp_path, year=year, captions=7))
+    assert data.splits() == ("train", "val")
+    assert data.layout == str(year)
+    train = data.samples("train")
+    assert [sample.id for sample in train] == ["3", "2", "1"]  # the file's order, not the ids'
+    assert train[0].captions == tuple(f"caption {k} of 3\n" for k in range(7))
+    assert train[0].image == tmp_path / f"train{year}" / "000000000003.jpg"
+    assert len(data.samples("train+val")) == len(data.samples("all")) == 6
+
+
+def test_newest_year_is_read_and_said(tmp_path: Path) -> None:
+    layouts.coco(tmp_path, year=2014)
+    data = Coco(layouts.coco(tmp_path, year=2017, first=100))
+    assert data.layout == "2017"
+    assert any("2014 and 2017" in note and "2017 is read" in note for note in data.notes)
+    assert {sample.id for sample in data.samples("all")} == {str(i) for i in range(100, 106)}
+
+
+def test_a_part_is_said_with_both_numbers(tmp_path: Path) -> None:
+    notes = Coco(layouts.coco(tmp_path)).notes
+    assert any("3 of COCO's 118,287 pictures of train2017" in note for note in notes)
+
+
+def test_reading_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Coco(layouts.coco(tmp_path)).samples("all")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("pictures", ["", "images"])
+def test_karpathy_splits(tmp_path: Path, pictures: str) -> None:
+    data = Coco(
+        layouts.karpathy(tmp_path, "coco", pictures=pictures, splits=("val", "restval", "test", "train"))
+    )
+    assert data.splits() == ("train", "restval", "val", "test")
+    assert data.layout == "karpathy"
+    (first, second) = data.samples("train")
+    assert (first.id, second.id) == ("903", "907")
+    assert first.captions == tuple(f"sentence {k} of 3" for k in range(6))
+    assert first.image is not None
+    assert first.image.is_file()
+    union = data.samples("train+restval")
+    assert [sample.id for sample in union] == ["903", "907", "901", "905"]
+
+
+def test_karpathy_is_preferred_where_its_pictures_are(tmp_path: Path) -> None:
+    layouts.coco(tmp_path, year=2014)
+    data = Coco(layouts.karpathy(tmp_path, "coco", pictures="", splits=("train", "test")))
+    assert data.splits() == ("train", "test")
+
+
+def test_karpathy_without_pictures_does_not_hide_a_2017_copy(tmp_path: Path) -> None:
+    layouts.coco(tmp_path, year=2017)
+    layouts.karpathy(tmp_path / "other", "coco")
+    shutil.copy(tmp_path / "other" / "dataset_coco.json", tmp_path)
+    assert Coco(tmp_path).layout == "2017"
+
+
+def test_one_absent_picture_folder_leaves_the_other_split(tmp_path: Path) -> None:
+    layouts.coco(tmp_path)
+    shutil.rmtree(tmp_path / "train2017")
+    data = Coco(tmp_path)
+    assert data.splits() == ("val",)
+    assert len(data.samples("val")) == 3
+    assert any("train" in note and "left out" in note for note in data.notes)
+    with pytest.raises(UserError, match="no split 'train'"):
+        data.samples("train")
+
+
+def test_no_pictures_at_all(tmp_path: Path) -> None:
+    layouts.coco(tmp_path)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / f"{split}2017")
+    with pytest.raises(UserError, match=r"no pictures.*train2017.*mmvicreg data download coco --data-root"):
+        Coco(tmp_path)
+
+
+def test_unknown_split_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no split 'vall'; did you mean 'val'"):
+        Coco(layouts.coco(tmp_path)).samples("vall")
+
+
+def test_a_split_twice_in_a_union_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="twice"):
+        Coco(layouts.coco(tmp_path)).samples("val+val")
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "file"])
+def test_no_folder(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "here"
+    if kind == "empty":
+        root.mkdir()
+    elif kind == "file":
+        root.touch()
+    with pytest.raises(UserError, match=str(root)) as caught:
+        Coco(root)
+    if kind != "file":
+        assert f"mmvicreg data download coco --data-root {root}" in str(caught.value)
+
+
+def test_another_data_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="looks like esc50"):
+        Coco(layouts.esc(tmp_path / "esc"))
+    with pytest.raises(UserError, match="looks like flickr8k"):
+        Coco(layouts.karpathy(tmp_path / "flickr", "flickr8k"))
+    layouts.picture(tmp_path / "classes" / "train" / "dog" / "1.jpg")
+    with pytest.raises(UserError, match="folder of pictures by class"):
+        Coco(tmp_path / "classes")
+
+
+def test_missing_pictures_are_counted_and_named(tmp_path: Path) -> None:
+    layouts.coco(tmp_path, images=9)
+    for number in (2, 4, 5, 6, 7):
+        (tmp_path / "train2017" / f"{number:012d}.jpg").unlink()
+    with pytest.raises(UserError) as caught:
+        Coco(tmp_path).samples("train")
+    message = str(caught.value)
+    assert "5 of 9 pictures" in message
+    assert "000000000007.jpg" in message
+    assert "and 2 more" in message
+    assert "mmvicreg data download coco" in message
+
+
+def edit(root: Path, change: Callable[[dict[str, list[dict[str, object]]]], None]) -> Path:
+    path = root / "annotations" / "captions_train2017.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # annotation 4 of the interleaved list is caption 2 of image 2
+        (
+            lambda t: t["annotations"][4].update(caption="  "),
+            r"caption 2 of 5 of the picture '0+2\.jpg' is empty",
+        ),
+        (lambda t: t["annotations"][4].update(caption=7), r"caption 2 of the picture '0+2\.jpg' is not text"),
+        (lambda t: t["images"].append(dict(t["images"][0])), "lists images twice.*3"),
+        (lambda t: t["images"].pop(), "captions of images that it does not list.*1"),
+        (lambda t: t["annotations"].clear(), "not a file of COCO captions"),
+        (lambda t: t.pop("images"), "not a file of COCO captions"),
+        (lambda t: [a.pop("caption") for a in t["annotations"]], "not a file of COCO captions"),
+        (lambda t: t["images"][0].update(file_name="../../etc/passwd"), "leads outside"),
+        (lambda t: t["images"][0].pop("file_name"), "no id or no file_name"),
+        (
+            lambda t: t.update(annotations=[a for a in t["annotations"] if a["image_id"] != 2]),
+            r"the picture '0+2\.jpg' has no caption",
+        ),
+    ],
+)
+def test_malformed_captions(
+    tmp_path: Path, change: Callable[[dict[str, list[dict[str, object]]]], None], message: str
+) -> None:
+    root = edit(layouts.coco(tmp_path), change)
+    with pytest.raises(UserError, match=message):
+        Coco(root).samples("train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"images": [{"id"', "truncated"), ("", "empty"), ("[1, 2]", "not a file of COCO")]
+)
+def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
+    root = layouts.coco(tmp_path)
+    path = root / "annotations" / "captions_train2017.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        Coco(root).samples("train")
+    assert str(path) in str(caught.value)
+    assert len(Coco(root).samples("val")) == 3
+
+
+def test_coco_does_not_pass_shapes_off_as_itself(tmp_path: Path) -> None:
+    layouts.coco(tmp_path)
+    (tmp_path / "shapes.json").write_text("{}")
+    with pytest.raises(UserError, match=r"looks like shapes \(--dataset shapes\)"):
+        Coco(tmp_path)
+
+
+def test_real_photographs(unpacked: Callable[[str], Path]) -> None:
+    root = unpacked("coco-mini")
+    data = Coco(root)
+    for split, count in (("train", 80), ("val", 79)):
+        tree = json.loads((root / "annotations" / f"captions_{split}2017.json").read_text())
+        samples = data.samples(split)
+        assert len(samples) == count
+        expected: dict[str, list[str]] = {}
+        for annotation in tree["annotations"]:
+            expected.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
+        assert {sample.id: list(sample.captions) for sample in samples} == expected
+
+
+def test_real_val2017_has_25_014_captions(real_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "captions_val2017.json"
+    with gzip.open(real_data / "captions_val2017.json.gz") as source, path.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
+    tree = json.loads(path.read_text())
+    pictures = tmp_path / "val2017"
+    pictures.mkdir()
+    for image in tree["images"]:
+        (pictures / image["file_name"]).touch()
+    samples = read_captions(path, pictures, Coco.card, root=tmp_path)
+    assert len(samples) == 5_000
+    assert sum(len(sample.captions) for sample in samples) == 25_014
+    assert max(len(sample.captions) for sample in samples) == 7

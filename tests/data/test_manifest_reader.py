@@ -1,0 +1,174 @@
+"""A user's own pairs, as CSV and as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import data_layouts as layouts
+import pytest
+
+from mmvicreg.data.manifest import Manifest
+from mmvicreg.errors import UserError
+
+Rows = Sequence[Mapping[str, object]]
+
+PICTURES: Rows = (
+    {"image": "a.jpg", "caption": "a dog, running", "split": "train"},
+    {"image": "b.jpg", "caption": "a cat", "split": "val"},
+    {"image": "a.jpg", "caption": "ein Hund läuft", "split": "train"},
+)
+RECORDINGS: Rows = tuple(
+    {"audio": f"{fold}{take}.wav", "label": label, "fold": fold, "group": fold}
+    for fold in (2, 1)
+    for take, label in (("A", "rain"), ("B", "dog"))
+)
+
+
+def write(root: Path, rows: Rows, kind: str) -> Path:
+    for number, row in enumerate(rows):
+        if row.get("image"):
+            layouts.picture(root / str(row["image"]), number)
+        if row.get("audio"):
+            layouts.recording(root / str(row["audio"]), number)
+    root.mkdir(exist_ok=True)
+    path = root / f"manifest.{kind}"
+    if kind == "csv":
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        return layouts.write_csv(path, [{key: row.get(key, "") for key in keys} for row in rows])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_pictures(tmp_path: Path, kind: str, by_folder: bool) -> None:
+    path = write(tmp_path, PICTURES, kind)
+    data = Manifest(tmp_path if by_folder else path)
+    assert data.splits() == ("train", "val")
+    (dog,) = data.samples("train")
+    assert dog.captions == ("a dog, running", "ein Hund läuft")
+    assert dog.image == tmp_path / "a.jpg"
+    assert [sample.id for sample in data.samples("all")] == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_recordings_in_folds(tmp_path: Path, kind: str) -> None:
+    data = Manifest(write(tmp_path, RECORDINGS, kind))
+    assert data.splits() == ("fold1", "fold2")
+    assert data.classes == ("dog", "rain")
+    assert [(s.id, s.label, s.fold, s.group) for s in data.samples("fold1")] == [
+        ("2", 1, 1, "1"),
+        ("3", 0, 1, "1"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_list_of_captions(tmp_path: Path, kind: str) -> None:
+    captions = ["one", "two, or more"]
+    row = {"image": "a.jpg", "captions": json.dumps(captions) if kind == "csv" else captions, "id": "x1"}
+    (sample,) = Manifest(write(tmp_path, [row], kind)).samples("train")
+    assert (sample.id, sample.captions) == ("x1", tuple(captions))
+
+
+def test_numbers_as_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
+    rows = [{"audio": f"{label}.wav", "label": label} for label in (10, 9, 100)]
+    data = Manifest(write(tmp_path, rows, "jsonl"))
+    assert data.classes == ("9", "10", "100")
+    assert [sample.label for sample in data.samples("train")] == [1, 0, 2]
+
+
+def test_recordings_alone_and_absolute_paths(tmp_path: Path) -> None:
+    far = layouts.recording(tmp_path / "far" / "x.wav")
+    near = tmp_path / "near"
+    near.mkdir()
+    (sample,) = Manifest(write(near, [{"audio": str(far)}], "csv")).samples("train")
+    assert sample.audio == far
+    assert sample.label is None
+
+
+def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"image": "a.jpg", "caption": "x", "photographer": "me"}], "csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    data = Manifest(path)
+    assert len(data.samples("train")) == 1
+    assert any("photographer" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"image": "a.jpg", "caption": "  "}], r"line \d.*'a\.jpg' has no caption|caption 1 of 1.*empty"),
+        ([{"image": "a.jpg", "split": "train"}], r"'a\.jpg' has no caption"),
+        ([{"image": "a.jpg", "caption": "x", "captions": '["y"]'}], "both caption and captions"),
+        ([{"image": "a.jpg", "captions": "x"}], "not a JSON list"),
+        ([{"image": "a.jpg", "captions": '["x", ""]'}], r"caption 2 of 2 of the picture 'a\.jpg' is empty"),
+        ([{"image": "a.jpg", "captoin": "x"}], "unknown column 'captoin'; did you mean 'caption'"),
+        ([{"image": "", "caption": "x"}], "neither an image nor an audio|image is not text"),
+        ([{"image": "a.jpg", "caption": "x", "split": "a+b"}], "cannot be called"),
+        ([{"audio": "a.wav", "fold": "one"}], "the fold 'one' is not a whole number"),
+        ([{"audio": "a.wav", "fold": 1, "split": "x"}], "both split and fold"),
+        (
+            [{"audio": "a.wav", "label": "x"}, {"audio": "b.wav"}],
+            r"some rows .* have a label, but not .*line",
+        ),
+        ([{"audio": "a.wav"}, {"audio": "a.wav"}], r"lists the recording 'a\.wav' again"),
+        ([{"audio": "a.wav", "id": 1}, {"audio": "b.wav", "id": 1}], "has the id '1' of"),
+        (
+            [
+                {"image": "a.jpg", "caption": "x", "split": "p"},
+                {"image": "a.jpg", "caption": "y", "split": "q"},
+            ],
+            r"the image 'a\.jpg' the split 'q'",
+        ),
+        (
+            [{"audio": f"{f}.wav", "fold": f, "group": "g"} for f in (1, 2)],
+            "group 'g' lies in fold 2.*in fold 1",
+        ),
+    ],
+)
+def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> None:
+    path = write(tmp_path, rows, kind)
+    with pytest.raises(UserError, match=message) as caught:
+        Manifest(path).samples("all")
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    path = write(tmp_path, PICTURES, "csv")
+    (tmp_path / "b.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 of 2 pictures.*b\.jpg.*relative to"):
+        Manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "", "has no rows"),
+        ("m.csv", "image,caption\n", "has no rows"),
+        ("m.csv", "a.jpg,a dog\nb.jpg,a cat\n", "must name its columns"),
+        ("m.csv", "image,caption\na.jpg,a dog, running\n", "line 2: more cells than columns"),
+        ("m.csv", 'image,caption,split\na.jpg,x,train\nb.jpg,"tru', "truncated|unexpected end"),
+        ("m.csv", "image,caption,split\na.jpg\n", "line 2: fewer cells"),
+        ("m.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b', "line 2 is not JSON"),
+        ("m.jsonl", '["a.jpg"]\n', "line 1 is not a JSON object"),
+        ("m.txt", "x", "neither .csv nor .jsonl"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        Manifest(tmp_path / name)
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        Manifest(tmp_path / "absent")
+    with pytest.raises(UserError, match="looks like coco"):
+        Manifest(layouts.coco(tmp_path / "coco"))
+    write(tmp_path / "two", RECORDINGS, "csv")
+    write(tmp_path / "two", RECORDINGS, "jsonl")
+    with pytest.raises(UserError, match="name one of them"):
+        Manifest(tmp_path / "two")
