@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -75,6 +76,15 @@ def test_nothing_generic_can_be_imported(installed: Path, tmp_path: Path, name: 
     for place in output([installed / "python", "-c", program, name], cwd=tmp_path).splitlines():
         assert not Path(place).is_relative_to(Path(package).parent)
         assert not Path(place).is_relative_to(ROOT), "the checkout is on the path of the installed wheel"
+
+
+def test_an_editable_install_holds_no_copy(tmp_path: Path) -> None:
+    program = "import hatchling.build, sys; hatchling.build.build_editable(sys.argv[1])"
+    output([sys.executable, "-c", program, tmp_path], cwd=ROOT)
+    (file,) = tmp_path.glob("*.whl")
+    assert {name.rpartition("/")[2] for name in members(file)} == {
+        "_mmvicreg.pth", "METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE",
+    }  # fmt: skip
 
 
 def members(wheel: Path) -> list[str]:
