@@ -59,11 +59,13 @@ def show(report: Report, file: Path) -> None:
     folds = list(report["folds"])
     several = len(folds) > 1
     where = f"{len(folds)} folds" if several else ("fold " if folds[0].isdigit() else "") + folds[0]
-    table = RichTable(
-        title=f"Linear probe, {report['dataset']}, {where}, {report['setting']}: {report['classes']} "
+    out.print(
+        f"Linear probe, {report['dataset']}, {where}, {report['setting']}: {report['classes']} "
         f"classes, {report['train']:,} training and {report['test']:,} test samples",
-        title_justify="left",
+        style="bold",
+        soft_wrap=True,
     )
+    table = RichTable()
     table.add_column("frozen representation", no_wrap=True)
     has_top5 = report["top5"] is not None
     for column in ("top-1", *(["top-5"] if has_top5 else []), "untrained top-1", "dimensions"):

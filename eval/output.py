@@ -22,8 +22,9 @@ Report = dict[str, Any]
 
 
 def console() -> Console:
-    """Where tables go: stdout, wide enough for them when it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    """Where tables go: stdout, wide enough for them when it is not a terminal; text is never markup."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def number(value: float | None) -> str:

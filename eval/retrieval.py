@@ -158,10 +158,12 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
         count = (
             f"{report['samples']:,} images, {report['captions']:,} captions ({report['captions_per_image']})"
         )
-    table = RichTable(
-        title=f"Retrieval, {report['dataset']} {report['split']}, protocol {report['protocol']}: {count}",
-        title_justify="left",
+    out.print(
+        f"Retrieval, {report['dataset']} {report['split']}, protocol {report['protocol']}: {count}",
+        style="bold",
+        soft_wrap=True,
     )
+    table = RichTable()
     for column in ("direction", "", *(f"R@{k}" for k in RECALLS), "median", "mean", "queries", "gallery"):
         table.add_column(column, justify="left" if column in ("direction", "") else "right", no_wrap=True)
     for name in directions:

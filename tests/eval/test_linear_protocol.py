@@ -213,7 +213,7 @@ def test_runs_that_do_not_make_up_the_folds_are_refused(
     assert not (folder / "eval").exists()
 
     other = _fold_folder(tmp_path / "other", data, monkeypatch, [1, 2, 3, 4, 5])
-    opened = protocol.open_run
+    opened = vars(protocol)["open_run"]
     monkeypatch.setattr(
         protocol,
         "open_run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import pytest
 from eval_stubs import StubData, StubEncode, StubRun, recipe, renamed
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import output
 from mmvicreg.eval import retrieval as protocol
 from mmvicreg.metrics import chance_recall, recall_at_k, retrieval_ranks
 from mmvicreg.samples import Sample
@@ -121,7 +121,7 @@ def test_a_failed_write_leaves_the_earlier_result(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", full)
+    monkeypatch.setattr("mmvicreg.eval.output.os.fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*retrieval-test.json: No space left"):
         judge(run, _scene([5] * 6, seed=1)[1])
     assert file.read_bytes() == before
@@ -170,6 +170,33 @@ def test_5k_on_karpathys_coco_prints_the_papers_rows(
         assert folds[name]["queries"] == sum(part[name]["queries"] for part in parts)
         assert folds[name]["gallery"] == parts[0][name]["gallery"]
         assert folds[name]["R@1"] > report[name]["R@1"]  # smaller galleries are easier
+
+
+def test_cocos_own_validation_captions_give_25000_queries(
+    tmp_path: Path, judge: Any, real_data: Path
+) -> None:
+    """5 000 images with 25 014 captions, some with six or seven: the first five of each are 25 000."""
+    with gzip.open(real_data / "captions_val2017.json.gz", "rt", encoding="utf-8") as file:
+        tree = json.load(file)
+    captions: dict[str, list[str]] = {str(image["id"]): [] for image in tree["images"]}
+    for annotation in tree["annotations"]:
+        captions[str(annotation["image_id"])].append(annotation["caption"])
+    assert sum(map(len, captions.values())) == 25_014
+    samples = [Sample(id=name, captions=tuple(texts)) for name, texts in captions.items()]
+    rng = np.random.default_rng(0)
+    table = {
+        ("trained", "image"): {s.id: rng.standard_normal(4) for s in samples},
+        ("trained", "text"): {s.id: rng.standard_normal((len(s.captions), 4)) for s in samples},
+    }
+    data = StubData({"train": [], "val": samples}, name="coco", layout="2017")
+    run = StubRun(tmp_path / "run", recipe("image-text", "shapes", dataset__name="coco"), data)
+    report = judge(run, table, protocol="5k")
+    assert report["text_to_image"]["queries"] == report["image_to_text"]["gallery"] == 25_000
+    assert report["captions_per_image"] == "the first 5 of each"
+    for name in ("image_to_text", "text_to_image"):  # nothing was learned
+        assert abs(report[name]["R@10"] - report[name]["chance"]["R@10"]) < 0.2
+    folds = judge(run, table, protocol="1k-5fold")
+    assert folds["image_to_text"]["gallery"] == 5000
 
 
 @pytest.mark.parametrize(
