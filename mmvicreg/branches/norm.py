@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvicreg.errors import UserError
-from mmvicreg.objectives.gather import world_size
+from mmvicreg.objectives.gather import gather_equal, world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -166,9 +166,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if count:
         variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
         local[:channels], local[channels : 2 * channels], local[-1] = mean, variance.double() * count, count
-    parts = local.new_empty((world_size() * local.numel(),))
-    dist.all_gather_into_tensor(parts, local)
-    parts = parts.view(world_size(), -1)
+    parts = gather_equal(local[None])
     means, deviations, counts = parts[:, :channels], parts[:, channels:-1], parts[:, -1:]
     total = counts.sum()
     mean = (counts * means).sum(0) / total

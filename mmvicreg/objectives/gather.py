@@ -55,9 +55,7 @@ def local_sizes(n: int, device: torch.device) -> tuple[int, ...]:
     """Every process's ``n``, in the order of ranks (one small collective; ``(n,)`` for one process)."""
     if world_size() == 1:
         return (n,)
-    sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([n], dtype=torch.int64, device=device))
-    return tuple(sizes.tolist())
+    return tuple(gather_equal(torch.tensor([n], dtype=torch.int64, device=device)).tolist())
 
 
 def all_rows(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -68,11 +66,19 @@ def all_rows(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     rows = x.detach()
     if rows.shape[0] < largest:  # all_gather wants equal shapes
         rows = torch.cat([rows, rows.new_zeros((largest - rows.shape[0], *rows.shape[1:]))])
-    gathered = rows.new_empty((largest * len(sizes), *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows.contiguous())
+    gathered = gather_equal(rows)
     if min(sizes) == largest:
         return gathered
     return torch.cat([gathered[p * largest : p * largest + size] for p, size in enumerate(sizes)])
+
+
+def gather_equal(x: Tensor) -> Tensor:
+    """``(k, ...)`` of one shape on every process to ``(processes * k, ...)``, in the order of ranks."""
+    gathered = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+    # Its name since torch 2.14, which deprecates the older one.
+    collect = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    collect(gathered, x.contiguous())
+    return gathered
 
 
 class _Gather(torch.autograd.Function):
