@@ -95,7 +95,7 @@ def test_missing_columns(tmp_path: Path, column: str) -> None:
 def test_truncated_table(tmp_path: Path) -> None:
     path = layouts.esc(tmp_path) / "meta" / "esc50.csv"
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(UserError, match="line 31.*truncated"):
+    with pytest.raises(UserError, match=r"line 31.*truncated"):
         Esc50(tmp_path)
     path.write_text("filename,fold,target,category,esc10,src_file,take\n")
     with pytest.raises(UserError, match="lists no recordings"):

@@ -1,0 +1,158 @@
+"""verify: the whole published set, every file of it readable, or a list of what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import data_layouts as layouts
+import numpy as np
+import pytest
+import soundfile
+
+from mmvicreg.data.card import RemoteFile
+from mmvicreg.data.coco import Coco
+from mmvicreg.data.esc50 import Esc10, Esc50
+from mmvicreg.data.verify import picture_fault, recording_fault, verify
+from mmvicreg.errors import UserError
+
+
+@pytest.fixture
+def small_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny layouts are whole data sets."""
+
+    def counts(**layout: dict[str, int]) -> MappingProxyType[str, MappingProxyType[str, int]]:
+        return MappingProxyType({name: MappingProxyType(split) for name, split in layout.items()})
+
+    coco = replace(Coco.card, counts=counts(**{"2017": {"train": 3, "val": 3}}))
+    monkeypatch.setattr(Coco, "card", coco)
+    folds = {f"fold{fold}": 6 for fold in range(1, 6)}
+    monkeypatch.setattr(Esc50, "card", replace(Esc50.card, counts=counts(esc50=folds)))
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_whole_sets_pass(tmp_path: Path) -> None:
+    for name, root in (("coco", layouts.coco(tmp_path / "c")), ("esc50", layouts.esc(tmp_path / "e"))):
+        report = verify(name, root, progress=False)
+        assert report.problems == ()
+        report.check()
+        assert all(split.published == split.listed == split.readable > 0 for split in report.splits)
+
+
+def test_counts_are_held_against_the_published_set(tmp_path: Path) -> None:
+    report = verify("coco", layouts.coco(tmp_path), progress=False)
+    assert report.problems == (
+        "3 of 118,287 pictures of the split train",
+        "3 of 5,000 pictures of the split val",
+    )
+    with pytest.raises(UserError, match="not the whole of coco"):
+        report.check()
+
+
+def test_an_absent_split_counts_as_nothing(tmp_path: Path) -> None:
+    report = verify(
+        "flickr8k", layouts.karpathy(tmp_path, "flickr8k", splits=("train", "val")), progress=False
+    )
+    assert "0 of 1,000 pictures of the split test" in report.problems
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    root = layouts.coco(tmp_path)
+    cut = layouts.picture(root / "train2017" / "000000000002.jpg", side=64)
+    cut.write_bytes(cut.read_bytes()[:-600])
+    (root / "val2017" / "000000000004.jpg").write_text("not a picture")
+    report = verify("coco", root, progress=False)
+    assert len(report.problems) == 2
+    assert "000000000002.jpg is not a whole picture" in report.problems[0]
+    assert "000000000004.jpg is not a whole picture" in report.problems[1]
+    assert [split.readable for split in report.splits] == [2, 2]
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_a_missing_file_is_a_problem_among_others(tmp_path: Path) -> None:
+    root = layouts.coco(tmp_path)
+    (root / "train2017" / "000000000001.jpg").unlink()
+    (root / "val2017" / "000000000005.jpg").write_bytes(b"")
+    problems = "; ".join(verify("coco", root, progress=False).problems)
+    assert "1 of 3 pictures" in problems
+    assert "000000000001.jpg" in problems
+    assert "000000000005.jpg" in problems
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_damaged_recordings_are_named(tmp_path: Path) -> None:
+    root = layouts.esc(tmp_path)
+    cut = root / "audio" / "3-3007-A-7.wav"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (root / "audio" / "4-4007-A-7.wav").write_text("RIFFnot a recording")
+    report = verify("esc50", root, progress=False)
+    assert len(report.problems) == 2
+    assert "3-3007-A-7.wav is not a whole recording (100 bytes are missing" in report.problems[0]
+    assert "4-4007-A-7.wav is not a recording" in report.problems[1]
+
+
+def test_many_damaged_files_are_counted(tmp_path: Path) -> None:
+    root = layouts.coco(tmp_path, images=25)
+    for path in (root / "train2017").iterdir():
+        path.write_text("not a picture")
+    problems = verify("coco", root, progress=False).problems
+    assert sum("not a whole picture" in problem for problem in problems) == 20
+    assert "and 5 more damaged files in the split train" in problems
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_every_cut_recording_is_noticed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    clip = np.random.default_rng(0).integers(-9_000, 9_000, 40_000).astype(np.int16)
+    soundfile.write(path, clip, 8_000)
+    assert recording_fault(path) is None
+    if suffix != "ogg":  # a cut Ogg stream is a shorter stream; nothing in it tells
+        path.write_bytes(path.read_bytes()[:-20_000])
+        assert recording_fault(path) is not None
+    path.write_bytes(b"")
+    assert recording_fault(path) is not None
+
+
+def test_an_empty_recording_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "x.wav"
+    soundfile.write(path, np.zeros(0, dtype=np.int16), 8_000)
+    assert recording_fault(path) is not None
+
+
+def test_a_missing_picture_is_a_fault(tmp_path: Path) -> None:
+    assert picture_fault(tmp_path / "absent.jpg") is not None
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_an_archive_that_still_lies_there_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RemoteFile(url="http://x.invalid/a.zip", path="a.zip", size=5, sha256="0" * 64)
+    monkeypatch.setattr(Coco, "card", replace(Coco.card, files=(file,)))
+    root = layouts.coco(tmp_path)
+    assert verify("coco", root, progress=False).problems == ()
+    (root / "a.zip").write_bytes(b"12345")
+    (problem,) = verify("coco", root, progress=False).problems
+    assert "wrong sha256: a.zip" in problem
+    assert "0" * 64 in problem
+
+
+def test_a_manifest_has_no_counts(tmp_path: Path) -> None:
+    picture = layouts.picture(tmp_path / "a.jpg")
+    path = layouts.write_csv(tmp_path / "m.csv", [{"image": "a.jpg", "caption": "x"}])
+    assert verify("manifest", path, progress=False).problems == ()
+    picture.write_bytes(picture.read_bytes()[:-80])
+    assert len(verify("manifest", path, progress=False).problems) == 1
+
+
+def test_real_data(unpacked: Callable[[str], Path]) -> None:
+    assert verify("esc10", unpacked("esc10"), progress=False).problems == ()
+    assert Esc10.card.counts["esc10"]["fold1"] == 80
+    (first, *rest) = verify("esc50", unpacked("esc10"), progress=False).problems
+    assert first == "80 of 400 recordings of the split fold1"
+    assert len(rest) == 4
+    assert verify("coco", unpacked("coco-mini"), progress=False).problems == (
+        "80 of 118,287 pictures of the split train",
+        "79 of 5,000 pictures of the split val",
+    )
