@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mmvicreg import registry
 from mmvicreg.errors import UserError
@@ -237,7 +245,9 @@ class Recipe(Strict):
 def check_pair(pair: str) -> None:
     """Raise :class:`UserError` naming the nearest pair unless ``pair`` is one."""
     if pair not in registry.PAIRS:
-        raise UserError(f"unknown pair '{pair}'{nearest(pair, registry.PAIRS)} Known: {', '.join(registry.PAIRS)}.")
+        raise UserError(
+            f"unknown pair '{pair}'{nearest(pair, registry.PAIRS)} Known: {', '.join(registry.PAIRS)}."
+        )
 
 
 def recipes_folder() -> Path:
@@ -299,7 +309,9 @@ def load_recipe(
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise UserError(f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'")
+            raise UserError(
+                f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'"
+            )
         try:
             _assign(tree, key.strip(), yaml.safe_load(text))
         except yaml.YAMLError as error:
@@ -391,7 +403,9 @@ def _nearest_key(location: list[str]) -> str:
     for part in location[:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[part].annotation
-            arguments = [a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            arguments = [
+                a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)
+            ]
             model = arguments[-1] if arguments else model
     if isinstance(model, type) and issubclass(model, BaseModel):
         return nearest(location[-1], model.model_fields)

@@ -33,7 +33,9 @@ class Encoded:
 
 
 class _Rows(Dataset["Item | Failure"]):
-    def __init__(self, source: Input, samples: Sequence[Sample], rows: Sequence[tuple[int, int | None]]) -> None:
+    def __init__(
+        self, source: Input, samples: Sequence[Sample], rows: Sequence[tuple[int, int | None]]
+    ) -> None:
         self.source, self.samples, self.rows = source, samples, rows
 
     def __len__(self) -> int:

@@ -107,9 +107,7 @@ ENCODERS = Registry(
     },
     "mmvicreg.encoders",
 )
-OBJECTIVES = Registry(
-    "method", {"vicreg": "mmvicreg.objectives.vicreg:VICReg"}, "mmvicreg.objectives"
-)
+OBJECTIVES = Registry("method", {"vicreg": "mmvicreg.objectives.vicreg:VICReg"}, "mmvicreg.objectives")
 PROTOCOLS = Registry(
     "evaluation protocol",
     {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from mmvicreg.branches.model import JointModel
     from mmvicreg.samples import DataSet
 
-RECIPE, METRICS, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "checkpoints"
+RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Run:
             untrained: the run's own initial weights instead (the seed addresses them).
             device: where to put it; null: a GPU where there is one.
         """
+        from mmvicreg.branches.weights import load_strictly
         from mmvicreg.training.distributed import resolve_device
         from mmvicreg.training.setup import build_model, restore_inputs
 
@@ -63,7 +65,7 @@ class Run:
         inputs = restore_inputs(self.recipe, content["inputs"])
         model = build_model(self.recipe, inputs, pretrained=untrained)
         if not untrained:
-            load_weights(model, content["model"], self.path)
+            load_strictly(model, content["model"], what=f"the weights of the run {self.path}", way_out=MISFIT)
         return model.to(resolve_device(device or "auto")).eval()
 
     def dataset(self, *, root: Path | None = None) -> DataSet:
@@ -72,14 +74,6 @@ class Run:
 
         place = root if root is not None else self.recipe.dataset.root
         return open_dataset(self.recipe.dataset.name, root=Path(place) if place is not None else None)
-
-
-def load_weights(model: Any, state: Mapping[str, Any], where: Path) -> None:
-    """Load a state dict strictly; a mismatch names the run and the keys."""
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint of {where} does not fit its recipe: {error}") from error
 
 
 def open_run(path: Path) -> Run:

@@ -1,0 +1,1 @@
+"""Branches: frontend, encoder, expander; and the graph that joins them."""

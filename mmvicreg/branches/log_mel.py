@@ -107,7 +107,7 @@ def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:
         draws: ``(n, 2)`` uniforms: how long, and where.
     """
     size = x.shape[dim]
-    length = (draws[:, 0] * (width * size + 1)).floor()
+    length = (draws[:, 0] * (int(width * size) + 1)).floor()
     start = (draws[:, 1] * (size - length + 1)).floor()
     position = torch.arange(size, device=x.device)
     hidden = (position >= start[:, None]) & (position < (start + length)[:, None])

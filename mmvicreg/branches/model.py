@@ -39,7 +39,9 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the data loader's pinning thread."""
-        views = {k: {name: value.pin_memory() for name, value in item.items()} for k, item in self.views.items()}
+        views = {
+            k: {name: value.pin_memory() for name, value in item.items()} for k, item in self.views.items()
+        }
         return Batch(self.index.pin_memory(), views)
 
 
@@ -135,7 +137,9 @@ class JointModel(nn.Module):
         with self.arithmetic(batch.index.device):
             for node in self.graph.nodes:
                 view = view_key(self.recipe, node)
-                representations[node.name], embeddings[node.name] = self.branch(node.branch)(batch.views[view])
+                representations[node.name], embeddings[node.name] = self.branch(node.branch)(
+                    batch.views[view]
+                )
         output = self.objective(embeddings)
         return ModelOutput(
             output.loss,

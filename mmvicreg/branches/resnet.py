@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from mmvicreg.branches.weights import load_strictly
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
@@ -58,14 +59,15 @@ class ResNet(nn.Module):
         stem, ours = state.get("conv1.weight"), self.network.conv1.weight
         if stem is not None and stem.shape[2:] == ours.shape[2:] and stem.shape[1] != ours.shape[1]:
             # the response to a grey picture stays the same whatever the number of channels
-            state["conv1.weight"] = stem.mean(dim=1, keepdim=True).expand_as(ours) * (stem.shape[1] / ours.shape[1])
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(
-                f"the weights '{weights}' do not fit {self.architecture}: {error}. Choose the encoder they were "
-                "trained with, or weights: none"
-            ) from error
+            state["conv1.weight"] = stem.mean(dim=1, keepdim=True).expand_as(ours) * (
+                stem.shape[1] / ours.shape[1]
+            )
+        load_strictly(
+            self.network,
+            state,
+            what=f"the weights '{weights}', for {self.architecture},",
+            way_out="choose the encoder they were trained with, or weights: none",
+        )
 
 
 class ResNet18(ResNet):
@@ -118,7 +120,9 @@ def _read_weights(weights: str, architecture: str) -> dict[str, Tensor]:
         elif Path(url).is_file():
             state = torch.load(url, map_location="cpu", weights_only=True)
         else:
-            raise UserError(f"no weights file '{weights}' (expected none, imagenet, a path or a URL); {way_out}")
+            raise UserError(
+                f"no weights file '{weights}' (expected none, imagenet, a path or a URL); {way_out}"
+            )
     except UserError:
         raise
     except Exception as error:  # network, disk and unpickling errors share no base

@@ -49,7 +49,10 @@ class ResNet18Wave(nn.Module):
         )
         stages: list[nn.Module] = []
         for out, stride in zip(config.widths, config.strides, strict=True):
-            stages += [BasicBlock1d(width, out, config.kernel, stride), BasicBlock1d(out, out, config.kernel, 1)]
+            stages += [
+                BasicBlock1d(width, out, config.kernel, stride),
+                BasicBlock1d(out, out, config.kernel, 1),
+            ]
             width = out
         self.stages = nn.Sequential(*stages)
         self.out_features = width

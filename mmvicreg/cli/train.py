@@ -18,15 +18,19 @@ def train(
     pair: Annotated[str | None, typer.Option(help="What is paired: image-text, wave-mel.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set by name (mmvicreg data list).")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe of configs/<pair> by name, or a YAML file. Default: the data set's.")
+        str | None,
+        typer.Option(help="A recipe of configs/<pair> by name, or a YAML file. Default: the data set's."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Objective by name.")] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="Where the data is. Default: $MMVICREG_DATA/<name>, else the cache folder.")
+        Path | None,
+        typer.Option(help="Where the data is. Default: $MMVICREG_DATA/<name>, else the cache folder."),
     ] = None,
     fold: Annotated[
         str | None,
-        typer.Option(help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'."),
+        typer.Option(
+            help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per step over all processes.")] = None,
@@ -35,12 +39,16 @@ def train(
     devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Loader workers per process.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<pair>-<dataset>-<method>-<time>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/<pair>-<dataset>-<method>-<time>.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, dotted.")
     ] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")
+    ] = False,
 ) -> None:
     """Train two branches of different architecture on pairs of views."""
     overrides: dict[str, Any] = {
@@ -111,7 +119,9 @@ def _folds(recipe: Recipe) -> dict[int, Recipe]:
     root = Path(recipe.dataset.root) if recipe.dataset.root is not None else None
     dataset = open_dataset(recipe.dataset.name, root=root)
     if not in_folds(dataset):
-        raise UserError(f"--fold all: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})")
+        raise UserError(
+            f"--fold all: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})"
+        )
     numbers = [int(split.removeprefix("fold")) for split in dataset.splits()]
     return {
         number: recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"fold": number})})

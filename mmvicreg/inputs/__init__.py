@@ -1,0 +1,1 @@
+"""Inputs: what a loader worker does for one modality of a sample."""

@@ -130,7 +130,9 @@ def _check_whole(path: Path) -> None:
     if head[:4] != b"RIFF":
         return
     promised, present = int.from_bytes(head[4:8], "little"), path.stat().st_size
-    if promised not in (0, 0xFFFFFFFF) and present < promised + 8:  # those two mean "a stream, length unknown"
+    if (
+        promised not in (0, 0xFFFFFFFF) and present < promised + 8
+    ):  # those two mean "a stream, length unknown"
         raise UserError(
             f"the recording {path} is truncated: {present} of {promised + 8} bytes; replace the file, or leave "
             "its row out of the data set"

@@ -54,7 +54,9 @@ class ImageInput(Input):
         if rng is None:
             box = _centre_box(picture.width, picture.height, self._eval_fraction())
         else:
-            box = _random_box(picture.width, picture.height, self.config.crop_area, self.config.crop_ratio, rng)
+            box = _random_box(
+                picture.width, picture.height, self.config.crop_area, self.config.crop_ratio, rng
+            )
         crop = picture.resize((size, size), resample, box=box)
         if rng is not None and rng.random() < self.config.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -158,7 +158,9 @@ class TransformersTokenizer(Tokenizer):
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
             config.save_pretrained(folder)
-            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+            files = {
+                path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()
+            }
         return cls(files, json.loads(files["config.json"]))
 
     def encode(self, text: str) -> list[int]:
@@ -194,7 +196,11 @@ def split_words(text: str) -> list[str]:
 
 
 def _to_bytes_tensor(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if content
+        else torch.empty(0, dtype=torch.uint8)
+    )
 
 
 def _from_bytes_tensor(content: torch.Tensor) -> bytes:

@@ -61,7 +61,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is missing, truncated, of another kind, or holds code.
     """
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
-    way_out = f"remove it to continue from {others[-1]}" if others else "there is no earlier one; start a new run"
+    way_out = (
+        f"remove it to continue from {others[-1]}" if others else "there is no earlier one; start a new run"
+    )
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:

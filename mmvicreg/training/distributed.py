@@ -118,7 +118,11 @@ def gather_rows(x: Tensor) -> Tensor:
 
 def _adopt_slurm() -> None:
     """Under ``srun`` without torchrun, translate SLURM's description of the job into torch's."""
-    if "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) == 1 or "SLURM_PROCID" not in os.environ:
+    if (
+        "RANK" in os.environ
+        or int(os.environ.get("SLURM_NTASKS", "1")) == 1
+        or "SLURM_PROCID" not in os.environ
+    ):
         return
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]

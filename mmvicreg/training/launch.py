@@ -138,7 +138,9 @@ def _workers(launch: Launch, world: World) -> int:
 
 def _finish(stopped_by: int | None, launch: Launch) -> None:
     if stopped_by is not None:
-        say(f"stopped by {signal.Signals(stopped_by).name}; continue with: mmvicreg train --resume --out {launch.out}")
+        say(
+            f"stopped by {signal.Signals(stopped_by).name}; continue with: mmvicreg train --resume --out {launch.out}"
+        )
         raise SystemExit(128 + stopped_by)
 
 

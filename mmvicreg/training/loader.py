@@ -63,7 +63,8 @@ class ViewDataset(Dataset["dict[str, Item] | Failure"]):
                 return item
             whole.append(item)
         views = {
-            key: self.inputs[key.partition("/")[0]].collate([item[key] for item in whole]) for key in self.views
+            key: self.inputs[key.partition("/")[0]].collate([item[key] for item in whole])
+            for key in self.views
         }
         return Batch(torch.tensor([index for index, _ in items]), views)
 
@@ -119,7 +120,9 @@ class TrainingLoader:
             raise UserError(
                 f"a global batch of {size} does not divide among {world_size} processes; choose a multiple"
             )
-        self.batches = AddressedBatches(len(dataset), size, seed=recipe.seed, rank=rank, world_size=world_size)
+        self.batches = AddressedBatches(
+            len(dataset), size, seed=recipe.seed, rank=rank, world_size=world_size
+        )
         self._loader = DataLoader(
             dataset,
             batch_sampler=self.batches,

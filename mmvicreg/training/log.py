@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,4 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def say(message: str) -> None:
     """A line for people, on stderr, above a running progress bar."""
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False, file=None if sys.stderr else None).print(
-        message
-    )
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)

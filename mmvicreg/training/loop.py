@@ -21,13 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmvicreg.branches.model import Batch, JointModel, ModelOutput, build_inputs
 from mmvicreg.branches.norm import synchronise_batchnorm
-from mmvicreg.config import Recipe
+from mmvicreg.branches.weights import load_strictly
 from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.objectives.base import NonFiniteError
 from mmvicreg.progress import Bar, progress_bar
-from mmvicreg.runs import CHECKPOINTS, Run, load_weights
+from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
 from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
@@ -163,7 +163,10 @@ class Trainer:
             }
             try:
                 save_checkpoint(
-                    self.run.path / CHECKPOINTS, self.step, content, keep=self.recipe.training.keep_checkpoints
+                    self.run.path / CHECKPOINTS,
+                    self.step,
+                    content,
+                    keep=self.recipe.training.keep_checkpoints,
                 )
             except UserError as error:
                 problem = str(error)
@@ -199,7 +202,9 @@ class Trainer:
         training, device = self.recipe.training, self.world.device
         model = build_model(self.recipe, inputs, pretrained=content is None)
         if content is not None:
-            load_weights(model, content["model"], self.run.path)
+            load_strictly(
+                model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
+            )
         elif self.world.is_main:
             for warning in model.objective.warnings(model.graph):
                 say(f"warning: {warning}")

@@ -28,7 +28,13 @@ def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[st
         ):
             if chosen:
                 groups.append(
-                    {"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": value, "name": f"{name}.{label}"}
+                    {
+                        "params": chosen,
+                        "lr": rate,
+                        "base_lr": rate,
+                        "weight_decay": value,
+                        "name": f"{name}.{label}",
+                    }
                 )
     rest = list(model.objective.parameters())
     if rest:

@@ -1,0 +1,200 @@
+"""Encoders: widths, stems, weights from a file or server, padding that must not matter."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from mmvicreg.branches.expander import expander
+from mmvicreg.branches.frontends import TextBatch
+from mmvicreg.branches.gru import GRUText
+from mmvicreg.branches.resnet import ResNet18, ResNet50
+from mmvicreg.branches.resnet1d import ResNet18Wave
+from mmvicreg.branches.transformers_text import TransformersText
+from mmvicreg.config import ExpanderConfig
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import InputSpec
+from mmvicreg.inputs.tokenizers import TransformersTokenizer
+from mmvicreg.registry import ENCODERS
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048), ("resnet101", 2048), ("resnet152", 2048)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resnet_is_torchvisions_without_the_classifier(name: str, width: int, channels: int) -> None:
+    cls = ENCODERS.load(name)
+    with torch.device("meta"):
+        encoder = cls(cls.Config(), InputSpec(channels=channels))
+        whole = getattr(torchvision.models, name)()
+    assert encoder.out_features == width
+    assert tuple(encoder(torch.empty(2, channels, 64, 64, device="meta")).shape) == (2, width)
+    ours, theirs = sum(p.numel() for p in encoder.parameters()), sum(p.numel() for p in whole.parameters())
+    assert ours == theirs - width * 1000 - 1000 - (3 - channels) * 64 * 49
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    encoder = ResNet18(ResNet18.Config(small_stem=True), InputSpec(channels=3))
+    seen: list[tuple[int, ...]] = []
+    encoder.network.layer1.register_forward_hook(lambda _m, x, _y: seen.append(tuple(x[0].shape)))
+    encoder(torch.randn(2, 3, 32, 32))
+    assert seen == [(2, 64, 32, 32)]
+
+
+def test_weights_from_a_file_and_from_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = torchvision.models.resnet18()
+    torch.save(reference.state_dict(), tmp_path / "resnet18.pt")
+    x = torch.randn(2, 3, 64, 64)
+    reference.fc = nn.Identity()
+    expected = reference.eval()(x)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    try:
+        for weights in (str(tmp_path / "resnet18.pt"), f"http://127.0.0.1:{server.server_port}/resnet18.pt"):
+            encoder = ResNet18(ResNet18.Config(weights=weights), InputSpec(channels=3)).eval()
+            torch.testing.assert_close(encoder(x), expected)
+    finally:
+        server.shutdown()
+    grey = ResNet18(ResNet18.Config(weights=str(tmp_path / "resnet18.pt")), InputSpec(channels=1)).eval()
+    shade = torch.randn(2, 1, 64, 64)
+    torch.testing.assert_close(grey(shade), reference(shade.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pt")
+    with pytest.raises(
+        UserError, match=r"for resnet50, do not fit .*layer1\.0\.conv3\.weight.* and \d+ more"
+    ):
+        ResNet50(ResNet50.Config(weights=str(tmp_path / "resnet18.pt")), InputSpec(channels=3))
+    with pytest.raises(UserError, match="no weights file 'nowhere.pt'"):
+        ResNet18(ResNet18.Config(weights="nowhere.pt"), InputSpec(channels=3))
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"cannot read the weights .*broken.pt"):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "broken.pt")), InputSpec(channels=3))
+    ResNet18(
+        ResNet18.Config(weights="nowhere.pt"), InputSpec(channels=3), pretrained=False
+    )  # a checkpoint follows
+
+
+def test_wave_resnet_is_residual_1d_and_384_wide() -> None:
+    encoder = ResNet18Wave(ResNet18Wave.Config(), InputSpec(channels=1))
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv1d)]
+    assert (
+        len([m for m in convolutions if m.kernel_size != (1,)]) == 17
+    )  # and a pooled output: ResNet-18's plan
+    assert not any(isinstance(m, nn.Conv2d) for m in encoder.modules())
+    assert encoder(torch.randn(2, 1, 16000)).shape == (2, 384)
+    block = encoder.stages[1]
+    for parameter in block.bn2.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    x = torch.randn(2, 64, 50).relu()
+    torch.testing.assert_close(block(x), x)  # what is left of a block is its shortcut
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gru_does_not_see_padding_or_neighbours(pooling: str, bidirectional: bool) -> None:
+    config = GRUText.Config(word_features=8, hidden=16, pooling=pooling, bidirectional=bidirectional)
+    encoder = GRUText(config, InputSpec(vocabulary=20)).eval()
+    captions = [[5, 6, 7], [8, 9, 10, 11, 12], [3]]
+    alone = [encoder(TextBatch(torch.tensor([c]), torch.tensor([len(c)]))) for c in captions]
+    padded = torch.tensor([c + [0] * (9 - len(c)) for c in captions])
+    together = encoder(TextBatch(padded, torch.tensor([3, 5, 1])))
+    assert together.shape == (3, 16)
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_gru_names_a_caption_without_tokens() -> None:
+    encoder = GRUText(GRUText.Config(word_features=8, hidden=16), InputSpec(vocabulary=20))
+    with pytest.raises(UserError, match="caption 1 of the batch has no tokens"):
+        encoder(TextBatch(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 0])))
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A BERT of 2 layers with a 12-word vocabulary, in transformers' folder layout."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "blue",
+        "circle",
+        "square",
+        "above",
+        ".",
+    ]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_transformers_text_from_a_local_folder(tmp_path: Path, pooling: str) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tiny_bert(tmp_path / "bert")
+    tokenizer = TransformersTokenizer.from_pretrained(str(folder))
+    spec = InputSpec(vocabulary=tokenizer.size, model_config=tokenizer.model_config)
+    encoder = TransformersText(TransformersText.Config(model=str(folder), pooling=pooling), spec).eval()
+    captions = ["a red circle above a blue square .", "a square"]
+    ids = [tokenizer.encode(c) for c in captions]
+    longest = max(map(len, ids))
+    batch = TextBatch(
+        torch.tensor([i + [0] * (longest - len(i)) for i in ids]), torch.tensor([len(i) for i in ids])
+    )
+    theirs = AutoModel.from_pretrained(folder).eval()
+    for caption, ours in zip(captions, encoder(batch), strict=True):
+        states = theirs(
+            **AutoTokenizer.from_pretrained(folder)(caption, return_tensors="pt")
+        ).last_hidden_state[0]
+        torch.testing.assert_close(ours, states.mean(0) if pooling == "mean" else states[0])
+    assert encoder.out_features == 32
+    # the configuration in the spec is enough to rebuild it where the folder is gone
+    again = TransformersText(TransformersText.Config(model="gone"), spec, pretrained=False)
+    again.load_state_dict(encoder.state_dict())
+    assert json.loads(json.dumps(dict(tokenizer.model_config)))
+
+
+def test_transformers_without_its_tokenizer_or_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"inputs\.text\.tokenizer to transformers"):
+        TransformersText(TransformersText.Config(model="x"), InputSpec(vocabulary=9))
+    with pytest.raises(UserError, match="cannot load the transformers model"):
+        TransformersTokenizer.from_pretrained(str(tmp_path / "nothing"))
+
+
+def test_expander_has_batchnorm_on_inner_layers_only_and_no_last_bias() -> None:
+    layers = expander(7, ExpanderConfig(widths=[5, 6, 4]))
+    assert [type(m).__name__ for m in layers] == [
+        "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear",
+    ]  # fmt: skip
+    assert [(m.in_features, m.out_features) for m in layers if isinstance(m, nn.Linear)] == [
+        (7, 5),
+        (5, 6),
+        (6, 4),
+    ]
+    assert layers[-1].bias is None
+    plain = expander(7, ExpanderConfig(widths=[5, 4], norm="none", last_bias=True))
+    assert [type(m).__name__ for m in plain] == ["Linear", "ReLU", "Linear"]
+    assert plain[-1].bias is not None
