@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,6 +76,8 @@ class Trainer:
             self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
         self.log = RunLog(run.path, step=self.step) if world.is_main else None
+        self._network: DistributedDataParallel | None = None
+        self._frozen: list[str] = []
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
 
     def train(self) -> Outcome:
@@ -143,7 +145,7 @@ class Trainer:
                 "seconds": self._seconds + seconds,
             }
             self.log.write(line)
-            bar.say(f"loss {line['loss']:.3f}  " + "  ".join(f"{short(k)} {v:.3f}" for k, v in terms.items()))
+            bar.say(f"loss {line['loss']:.3f}  {shorten(terms)}")
             if message is not None and not stop:
                 say(f"warning: {message}")
         if stop:
@@ -188,15 +190,21 @@ class Trainer:
 
     def _wrap(self, epoch: int) -> torch.nn.Module:
         """The model as this epoch trains it: frozen parts set, gradients averaged over processes."""
+        frozen = []
         for name in self.model.branches:
             branch = self.model.branch(name)
             thawed = branch.config.freeze_epochs is not None and epoch >= branch.config.freeze_epochs
             branch.freeze("none" if thawed else branch.config.freeze)
+            frozen.append(branch.frozen)
         self.model.train()
         if self.world.size == 1:
             return self.model
-        devices = [self.world.device] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        if self._network is None or frozen != self._frozen:
+            # which parameters are averaged is decided when the model is wrapped
+            devices = [self.world.device] if self.world.device.type == "cuda" else None
+            self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+            self._frozen = frozen
+        return self._network
 
     def _build(self, inputs: dict[str, Input], content: dict[str, Any] | None) -> JointModel:
         training, device = self.recipe.training, self.world.device

@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path) ->
         UserError, match=r"for resnet50, do not fit .*layer1\.0\.conv3\.weight.* and \d+ more"
     ):
         ResNet50(ResNet50.Config(weights=str(tmp_path / "resnet18.pt")), InputSpec(channels=3))
-    with pytest.raises(UserError, match="no weights file 'nowhere.pt'"):
+    with pytest.raises(UserError, match=r"no weights file 'nowhere\.pt'"):
         ResNet18(ResNet18.Config(weights="nowhere.pt"), InputSpec(channels=3))
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"cannot read the weights .*broken.pt"):

@@ -129,7 +129,7 @@ def test_image_is_normalised() -> None:
     expected = torch.stack(
         [
             (pixels[:, c] / 255 - m) / s
-            for c, (m, s) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+            for c, (m, s) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True))
         ],
         1,
     )
