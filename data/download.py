@@ -107,15 +107,17 @@ class Downloader:
         """Bring a file to ``path``, over as many connections as it takes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        failures = 0
+        failures, most = 0, _size(part)
         while True:
-            before = _size(part)
             try:
                 _continue(self.url(file), part, file, progress=self.progress)
                 break
             except (_LostError, OSError, http.client.HTTPException) as error:
                 _raise_if_final(self.url(file), error)
-                failures = 1 if _size(part) > before else failures + 1
+                # Only what nobody has seen before counts as progress: a server that cannot continue may
+                # bring the same beginning for ever.
+                failures = 1 if _size(part) > most else failures + 1
+                most = max(most, _size(part))
                 if failures >= self.retries:
                     raise UserError(
                         f"{self.url(file)} failed {failures} times ({_reason(error)}); the "

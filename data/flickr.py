@@ -60,7 +60,7 @@ class Flickr8k(Flickr):
         name="flickr8k",
         title="Flickr8k",
         source=(
-            "https://hockenmaier.cs.illinois.edu/Framing_Image_Description/KCCA.html",
+            "http://hockenmaier.cs.illinois.edu/Framing_Image_Description/KCCA.html",
             "https://cs.stanford.edu/people/karpathy/deepimagesent/",
         ),
         licence="research and education only; pictures under their Flickr licences",

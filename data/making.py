@@ -37,9 +37,9 @@ def make_folder(
         UserError: something else is at ``root``, or nothing can be written beside it.
     """
     root = root.expanduser().resolve()
-    if _made_before(root, name=name, marker=marker, facts=facts):
-        return False
     try:
+        if _made_before(root, name=name, marker=marker, facts=facts):
+            return False
         root.parent.mkdir(parents=True, exist_ok=True)
         _wait_for_others(root)
         if _made_before(root, name=name, marker=marker, facts=facts):

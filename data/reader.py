@@ -94,7 +94,7 @@ def check_folder(root: Path, card: Card) -> None:
         raise UserError(f"{card.title} is not at {root}: no such folder. {card.way_out(root)}")
     if not root.is_dir():
         raise UserError(f"{card.title} is looked for in a folder, but {root} is a file.")
-    if not any(root.iterdir()):
+    if not list_folder(root):
         raise UserError(f"{card.title} is not at {root}: the folder is empty. {card.way_out(root)}")
 
 

@@ -82,7 +82,9 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
         if count is not None and len(samples) != count:
             problems.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
         bad = _read_all(samples, split, progress=progress)
-        reports.append(SplitReport(split, count, len(samples), len(samples) - len({id for id, _ in bad})))
+        reports.append(
+            SplitReport(split, count, len(samples), len(samples) - len({sample for sample, _ in bad}))
+        )
         problems += [f"{message}" for _, message in bad[:NAMED]]
         if len(bad) > NAMED:
             problems.append(f"and {len(bad) - NAMED:,} more damaged files in the split {split}")

@@ -93,7 +93,11 @@ def server() -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that was killed is no news here."""
+
+    http = Quiet(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -180,6 +184,14 @@ def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> 
     server.cut = [100_000]
     quiet().get(card(data_file(server)), tmp_path)
     assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
+def test_a_server_that_always_drops_at_the_same_place_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    server.cut = [100_000, 50_000] * 10
+    with pytest.raises(UserError, match="failed 3 times"):
+        quiet(retries=3).get(card(data_file(server)), tmp_path)
+    assert len(server.asked) <= 4
 
 
 def test_a_file_that_changed_meanwhile_starts_over(server: Server, tmp_path: Path) -> None:
