@@ -107,7 +107,16 @@ ENCODERS = Registry(
     },
     "mmvicreg.encoders",
 )
-OBJECTIVES = Registry("method", {"vicreg": "mmvicreg.objectives.vicreg:VICReg"}, "mmvicreg.objectives")
+OBJECTIVES = Registry(
+    "method",
+    {
+        "vicreg": "mmvicreg.objectives.vicreg:VICReg",
+        "barlow_twins": "mmvicreg.objectives.barlow_twins:BarlowTwins",
+        "vse": "mmvicreg.objectives.vse:VSE",
+        "simclr": "mmvicreg.objectives.simclr:SimCLR",
+    },
+    "mmvicreg.objectives",
+)
 PROTOCOLS = Registry(
     "evaluation protocol",
     {

@@ -59,9 +59,11 @@ class GRUText(nn.Module):
         states, last = self.gru(packed)
         directions = 2 if self.config.bidirectional else 1
         if self.config.pooling == "last":
-            return last[-directions:].mean(dim=0)
-        padded, _ = pad_packed_sequence(states, batch_first=True)
-        padded = padded.unflatten(2, (directions, self.config.hidden)).mean(dim=2)
+            final: Tensor = last[-directions:].mean(dim=0)
+            return final
+        unpacked, _ = pad_packed_sequence(states, batch_first=True)
+        n, longest, _ = unpacked.shape
+        padded: Tensor = unpacked.view(n, longest, directions, self.config.hidden).mean(dim=2)
         real = torch.arange(padded.shape[1], device=padded.device) < text.length.to(padded.device)[:, None]
         if self.config.pooling == "max":
             return padded.masked_fill(~real[:, :, None], float("-inf")).amax(dim=1)

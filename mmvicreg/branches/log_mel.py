@@ -80,10 +80,11 @@ class LogMelFrontend(Frontend):
     def decibels(self, waveform: Tensor) -> Tensor:
         """Mel power of float ``(n, samples)`` in dB, ``(n, mels, frames)``, without any range limit."""
         # clip by clip on a CPU: a large batched STFT falls out of its caches and is slower there
-        chunks = waveform.split(1) if waveform.device.type == "cpu" else (waveform,)
+        chunks = torch.split(waveform, 1) if waveform.device.type == "cpu" else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
             power = torch.cat([self.mel(chunk) for chunk in chunks])
-        return (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
+        decibels: Tensor = (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
+        return decibels
 
     def scale(self, decibels: Tensor) -> Tensor:
         """dB to 0..1 per clip; a constant or silent clip becomes zeros, never NaN."""

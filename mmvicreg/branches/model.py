@@ -74,7 +74,7 @@ class Branch(nn.Module):
         self.frontend = frontend(_options(frontend, config.frontend), spec)
         self.encoder = encoder(_options(encoder, config.encoder), self.frontend.spec, pretrained=pretrained)
         self.expander = expander(self.encoder.out_features, config.expander)
-        self.frozen = config.freeze
+        self.frozen: str = config.freeze
 
     def represent(self, item: Item) -> Tensor:
         """Representation ``(n, features)``."""

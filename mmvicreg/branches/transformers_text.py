@@ -46,7 +46,8 @@ class TransformersText(nn.Module):
                 raise UserError(f"cannot load the transformers model '{config.model}': {error}") from error
         else:
             fields = dict(spec.model_config)
-            self.network = AutoModel.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+            described = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            self.network = AutoModel.from_config(described)  # type: ignore[no-untyped-call]
         if getattr(self.network.config, "is_encoder_decoder", False):
             self.network = self.network.get_encoder()
         self.out_features = int(self.network.config.hidden_size)

@@ -6,7 +6,9 @@ import sys
 
 import typer
 
-from mmvicreg.cli import data, evaluate, train
+import mmvicreg.cli.data as data
+import mmvicreg.cli.evaluate as evaluate
+import mmvicreg.cli.train as train
 from mmvicreg.errors import UserError
 
 app = typer.Typer(

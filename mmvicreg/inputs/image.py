@@ -119,6 +119,6 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    w, h = min(width, height * ratio[1]), min(height, width / ratio[0])
-    left, top = (width - w) / 2, (height - h) / 2
-    return left, top, left + w, top + h
+    widest, highest = min(width, height * ratio[1]), min(height, width / ratio[0])
+    x, y = (width - widest) / 2, (height - highest) / 2
+    return x, y, x + widest, y + highest

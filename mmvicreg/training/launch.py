@@ -170,7 +170,7 @@ def _start_agent(launch: Launch) -> None:
             stopped = sorted(Path(notes).glob("signal-*"))
             if stopped:
                 _finish(int(stopped[0].read_text()), launch)
-            raise UserError(f"a training process died: {error.format_msg()}") from error
+            raise UserError(f"a training process died: {error}") from error
         except SignalException as error:
             _finish(int(error.sigval), launch)
         stopped = sorted(Path(notes).glob("signal-*"))

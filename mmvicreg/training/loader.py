@@ -23,7 +23,7 @@ class Failure:
     message: str
 
 
-class ViewDataset(Dataset["dict[str, Item] | Failure"]):
+class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
     """Views of the training samples, addressed by (epoch, row).
 
     A row is a sample, or a pair of a sample and one of its captions when every caption is used each epoch.

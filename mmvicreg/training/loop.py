@@ -190,7 +190,7 @@ class Trainer:
 
     def _wrap(self, epoch: int) -> torch.nn.Module:
         """The model as this epoch trains it: frozen parts set, gradients averaged over processes."""
-        frozen = []
+        frozen: list[str] = []
         for name in self.model.branches:
             branch = self.model.branch(name)
             thawed = branch.config.freeze_epochs is not None and epoch >= branch.config.freeze_epochs
@@ -309,7 +309,12 @@ def plain_state(model: JointModel) -> dict[str, Any]:
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
-def short(term: str) -> str:
-    """``covariance/image`` as ``c image``: the letters of Eq. 6, for a narrow bar."""
-    kind, _, where = term.partition("/")
-    return f"{ {'variance': 'v', 'covariance': 'c', 'invariance': 's'}.get(kind, kind) } {where}"
+def shorten(terms: Mapping[str, float]) -> str:
+    """``s image-text 0.31  v image 0.59 ...``: Eq. 6's terms by their letters, others by their names."""
+    letters = {"invariance": "s", "variance": "v", "covariance": "c"}
+    shown = []
+    for name, value in terms.items():
+        kind, _, where = name.partition("/")
+        if kind != "cancellation":
+            shown.append(f"{letters.get(kind, kind)} {where} {value:.3f}")
+    return "  ".join(shown)
