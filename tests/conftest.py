@@ -112,3 +112,23 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``shapes`` with 80 training, 20 validation and 30 test pictures. Read only."""
+    from mmvicreg.data.shapes import Shapes
+
+    root = tmp_path_factory.mktemp("tiny") / "shapes"
+    Shapes.make(root, progress=False, counts={"train": 80, "val": 20, "test": 30})
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tones`` with 4 classes of 20 clips in 5 folds. Read only."""
+    from mmvicreg.data.tones import Tones
+
+    root = tmp_path_factory.mktemp("tiny") / "tones"
+    Tones.make(root, progress=False, classes=4, sources=2)
+    return root

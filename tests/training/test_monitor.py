@@ -1,0 +1,57 @@
+"""The monitor: a healthy branch passes, a dead or one-dimensional one warns, then stops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmvicreg.config import MonitorConfig
+from mmvicreg.training.monitor import CollapseMonitor, measure
+
+CONFIG = MonitorConfig(grace_steps=10, patience=3)
+
+
+def healthy() -> torch.Tensor:
+    return torch.randn(64, 32)
+
+
+def constant() -> torch.Tensor:
+    return torch.ones(64, 32) + 1e-4 * torch.randn(64, 32)
+
+
+def one_dimensional() -> torch.Tensor:
+    return torch.randn(64, 1) @ torch.randn(1, 32)
+
+
+def test_healthy_embeddings_are_left_alone() -> None:
+    monitor = CollapseMonitor(CONFIG)
+    for step in range(0, 200, 10):
+        assert monitor.look(step, {"a": measure(healthy(), healthy(), dead_std=0.01)}) == (None, False)
+
+
+@pytest.mark.parametrize(("embedding", "reason"), [(constant, "100 % of its dimensions"), (one_dimensional, "rank is 1.0")])
+def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reason: str) -> None:
+    monitor = CollapseMonitor(CONFIG)
+    health = {"good": measure(healthy(), healthy(), dead_std=0.01), "bad": measure(embedding(), healthy(), dead_std=0.01)}  # type: ignore[operator]
+    assert monitor.look(5, health) == (None, False)  # grace
+    message, stop = monitor.look(20, health)
+    assert not stop
+    assert message is not None
+    assert "branch bad looks collapsed" in message
+    assert reason in message
+    assert monitor.look(30, health) == (None, False)
+    again = CollapseMonitor(CONFIG)
+    again.load_state(monitor.state())  # as a resumed run does
+    message, stop = again.look(40, health)
+    assert stop
+    assert message is not None
+    assert "branch bad has collapsed" in message
+    assert "Raise its variance coefficient" in message
+
+
+def test_recovery_resets_the_count() -> None:
+    monitor = CollapseMonitor(CONFIG)
+    bad = {"a": measure(constant(), healthy(), dead_std=0.01)}
+    good = {"a": measure(healthy(), healthy(), dead_std=0.01)}
+    for step, health in ((20, bad), (30, bad), (40, good), (50, bad), (60, bad)):
+        assert not monitor.look(step, health)[1]

@@ -1,0 +1,120 @@
+"""The schedule value by value, and what each parameter is given."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_recipe
+
+from mmvicreg.branches.model import build_graph
+from mmvicreg.branches.norm import GlobalBatchNorm
+from mmvicreg.config import Recipe, ScheduleConfig
+from mmvicreg.inputs.tokenizers import WordTokenizer
+from mmvicreg.training.optim import build_optimizer, rate_factor
+from mmvicreg.training.setup import build_model, restore_inputs
+
+
+def model(recipe: Recipe) -> torch.nn.Module:
+    states = {"image": {}, "text": {"tokenizer": WordTokenizer(["a", "b"]).state()}}
+    return build_model(recipe, restore_inputs(recipe, states))
+
+
+def test_warm_up_then_cosine() -> None:
+    schedule = ScheduleConfig(warmup_epochs=2, final_lr_factor=0.1)
+    factors = [rate_factor(s, steps_per_epoch=10, epochs=12, schedule=schedule) for s in range(120)]
+    for step in range(20):
+        assert factors[step] == pytest.approx((step + 1) / 21)
+    for step in range(20, 120):
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - 20) / 100))
+        assert factors[step] == pytest.approx(0.1 + 0.9 * cosine)
+    assert factors[20] == 1.0
+    assert min(factors[20:]) == factors[-1] < 0.101
+
+
+def test_rate_decay_and_freezing_are_each_branchs_own() -> None:
+    recipe = tiny_recipe(
+        "image-text",
+        Path("unused"),
+        "branches.image.lr_factor=0.1",
+        "branches.text.weight_decay=0.3",
+        "optimizer.lr=0.01",
+        "optimizer.weight_decay=0.05",
+    )
+    network = model(recipe)
+    optimizer = build_optimizer(network, recipe.optimizer)
+    seen: dict[int, dict[str, object]] = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    named = dict(network.named_parameters())
+    assert len(seen) == len(named) == sum(len(g["params"]) for g in optimizer.param_groups)
+    for name, parameter in named.items():
+        group = seen[id(parameter)]
+        image = name.startswith("branches.image")
+        assert group["lr"] == pytest.approx(0.001 if image else 0.01)
+        decay = 0.0 if parameter.ndim == 1 else (0.05 if image else 0.3)
+        assert group["weight_decay"] == decay, name
+
+
+def test_frozen_encoder_keeps_weights_and_statistics_and_the_rest_learns() -> None:
+    recipe = tiny_recipe("image-text", Path("unused"), "branches.image.freeze=encoder")
+    network = model(recipe)
+    branch = network.branch("image")
+    branch.freeze("encoder")
+    network.train()
+    before = {k: v.clone() for k, v in branch.state_dict().items()}
+    optimizer = build_optimizer(network, recipe.optimizer)
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    _, z = branch({"pixels": pixels})
+    z.square().sum().backward()
+    optimizer.step()
+    for key, value in branch.state_dict().items():
+        assert torch.equal(value, before[key]) == key.startswith("encoder."), key
+    branch.freeze("none")
+    assert all(p.requires_grad for p in branch.parameters())
+    assert branch.encoder.training
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_frozen_batchnorm_keeps_statistics_but_learns(swap: bool) -> None:
+    network = model(tiny_recipe("image-text", Path("unused")))
+    branch = network.branch("image")
+    if swap:  # what several processes on a CPU train with
+        for name, module in list(branch.encoder.named_modules()):
+            if isinstance(module, torch.nn.BatchNorm2d):
+                parent = branch.encoder.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], GlobalBatchNorm(module.num_features))
+    branch.freeze("batchnorm")
+    network.train()
+    statistics = {k: v.clone() for k, v in branch.encoder.state_dict().items() if "running" in k}
+    _, z = branch({"pixels": torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)})
+    z.square().sum().backward()
+    assert statistics
+    assert all(torch.equal(branch.encoder.state_dict()[k], v) for k, v in statistics.items())
+    assert all(p.grad is not None for p in branch.encoder.parameters())
+
+
+def test_an_edge_to_itself_shares_the_weights_between_two_views() -> None:
+    recipe = tiny_recipe("image-text", Path("unused"), "edges=[{a: image, b: image}, {a: image, b: text}]")
+    graph = build_graph(recipe)
+    assert [n.name for n in graph.nodes] == ["image/0", "image/1", "text"]
+    assert [(e.a, e.b) for e in graph.edges] == [("image/0", "image/1"), ("image/0", "text")]
+    network = model(recipe)
+    assert set(network.branches) == {"image", "text"}
+    from mmvicreg.branches.model import Batch
+
+    pixels = torch.randint(0, 256, (2, 8, 3, 32, 32), dtype=torch.uint8)
+    ids = torch.randint(1, 6, (8, 5))
+    batch = Batch(
+        torch.arange(8),
+        {
+            "image/0": {"pixels": pixels[0]},
+            "image/1": {"pixels": pixels[1]},
+            "text/0": {"ids": ids, "length": torch.full((8,), 5)},
+        },
+    )
+    output = network.train()(batch)
+    output.loss.backward()
+    assert set(output.embeddings) == {"image/0", "image/1", "text"}
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
