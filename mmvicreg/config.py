@@ -31,7 +31,7 @@ from mmvicreg.registry import Registry, nearest
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are forbidden, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def component(value: Any, table: Registry) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class DatasetConfig(Strict):
 class ExpanderConfig(Strict):
     """The MLP between representation and embedding, thrown away after pretraining."""
 
-    widths: Annotated[list[int], Field(min_length=1)]
+    widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     norm: Literal["batchnorm", "none"] = "batchnorm"
     last_bias: bool = False
 
@@ -130,7 +130,7 @@ class OptimizerConfig(Strict):
     name: Literal["adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest l2 norm of the whole gradient; null: no clipping."""
 
@@ -183,7 +183,7 @@ class Recipe(Strict):
 
     pair: str
     dataset: DatasetConfig
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     inputs: dict[str, dict[str, Any]]
     branches: dict[str, BranchConfig]
     edges: Annotated[list[EdgeConfig], Field(min_length=1)]
@@ -205,10 +205,7 @@ class Recipe(Strict):
     def _inputs(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError("expected a mapping from input names to their options")
-        return {
-            name: component({"name": name, **dict(options or {})}, registry.INPUTS)
-            for name, options in value.items()
-        }
+        return {name: _input(str(name), options) for name, options in value.items()}
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -225,6 +222,13 @@ class Recipe(Strict):
                     f"branch '{name}' reads input '{branch.input}', which is not one of "
                     f"{', '.join(self.inputs)}{nearest(branch.input, self.inputs)}"
                 )
+            source = self.inputs[branch.input]
+            for key in sorted((branch.frontend.keys() & source.keys()) - {"name"}):
+                if branch.frontend[key] != source[key]:  # a mel of another rate would be silently wrong
+                    raise ValueError(
+                        f"branches.{name}.frontend.{key} is {branch.frontend[key]} and "
+                        f"inputs.{branch.input}.{key} {source[key]}; set both to the same"
+                    )
         for edge in self.edges:
             for end in (edge.a, edge.b):
                 if end not in self.branches:
@@ -240,6 +244,20 @@ class Recipe(Strict):
                     "the same width"
                 )
         return self
+
+
+def _input(name: str, options: Any) -> dict[str, Any]:
+    """The options of one input, filled in; an input is registered under the name it has in the recipe."""
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"{name}: expected a mapping from options to values")
+    given = {"name": name, **(options or {})}
+    if given["name"] != name:
+        raise ValueError(f"{name}.name is '{given['name']}': an input is called by its kind")
+    try:
+        return component(given, registry.INPUTS)
+    except ValidationError as error:
+        problems = (_explain({**problem, "loc": (name, *problem["loc"])}) for problem in error.errors())
+        raise ValueError("; ".join(problems)) from error
 
 
 def check_pair(pair: str) -> None:
@@ -362,6 +380,10 @@ def _descend(node: Any, part: str, path: str, key: str) -> Any:
         raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
     if isinstance(node.get(part), str) and path.rpartition(".")[2] in {"frontend", "encoder", "objective"}:
         node[part] = {"name": node[part]}
+    if path in {f"branches.{part}", f"inputs.{part}"} and part not in node:
+        raise UserError(
+            f"cannot set '{key}': the recipe has no '{path}'{nearest(part, node)} It has: {', '.join(node)}."
+        )
     if node.get(part) is None:
         node[part] = {}
     return node[part]

@@ -94,8 +94,9 @@ def decode_audio(path: Path, *, sample_rate: int) -> Tensor:
     try:
         if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
             _check_whole(path)
-            if soundfile.info(path).subtype in {"FLOAT", "DOUBLE"}:
-                # float files may leave [-1, 1] or hold NaN, which reading as int16 would hide
+            if soundfile.info(path).subtype in {"FLOAT", "DOUBLE", "VORBIS", "OPUS"}:
+                # These may leave [-1, 1]. Reading as int16 would hide NaN, and libsndfile wraps loud Vorbis
+                # and Opus around to the other sign instead of clipping it.
                 raw, rate = soundfile.read(path, dtype="float32", always_2d=True)
             else:
                 raw, rate = soundfile.read(path, dtype="int16", always_2d=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmvicreg.config import Strict
@@ -28,21 +28,27 @@ class ImageInput(Input):
 
         size: Annotated[int, Field(ge=8)] = 224
         """Side of the square crop, pixels."""
-        crop_area: tuple[float, float] = (0.08, 1.0)
+        crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+            0.08,
+            1.0,
+        )
         """Smallest and largest part of the picture's area that a training crop covers."""
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+        crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
         """Smallest and largest width / height of a training crop."""
         flip: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Probability of a horizontal flip."""
         eval_resize: Annotated[int, Field(ge=8)] | None = None
         """Shorter side before the centre crop in evaluation, pixels; null: size * 256 / 224."""
-        interpolation: str = "bilinear"
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+        @field_validator("crop_area", "crop_ratio")
+        @classmethod
+        def _in_order(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+            if bounds[0] > bounds[1]:
+                raise ValueError(f"expected [smallest, largest], got [{bounds[0]:g}, {bounds[1]:g}]")
+            return bounds
 
     def __init__(self, config: Config) -> None:
-        if config.interpolation not in _FILTERS:
-            raise UserError(
-                f"inputs.image.interpolation is '{config.interpolation}'; known: {', '.join(_FILTERS)}"
-            )
         self.config = config
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
@@ -88,7 +94,8 @@ def decode_image(path: Path) -> Image.Image:
             return upright.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"picture not found: {path}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        # RuntimeError: AVIF's decoder, and NotImplementedError of DDS
         raise UserError(
             f"cannot decode the picture {path} ({error}); replace the file, or leave its row out of the data set"
         ) from error

@@ -134,8 +134,10 @@ class TransformersTokenizer(Tokenizer):
         self._files, self.model_config = dict(files), dict(model_config)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self._files.items():
+                if Path(name).name != name:  # a checkpoint from elsewhere must not choose where this writes
+                    raise UserError(f"the stored tokenizer names a file outside its folder: '{name}'")
                 (Path(folder) / name).write_bytes(content)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.size = max(len(self._tokenizer), int(self.model_config.get("vocab_size", 0)))
 
     @classmethod
@@ -148,8 +150,8 @@ class TransformersTokenizer(Tokenizer):
         from transformers import AutoConfig, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            config = AutoConfig.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot load the transformers model '{model}': give a local folder with config.json and "
