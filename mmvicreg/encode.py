@@ -16,7 +16,7 @@ from mmvicreg.inputs.base import Input, Item
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
-from mmvicreg.training.loader import Failure, _one_thread
+from mmvicreg.training.loader import Failure, begin_worker
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def encode(
 
 def _load(rows: _Rows, batch_size: int, workers: int) -> Iterator[Item]:
     loader = DataLoader(
-        rows, batch_size, collate_fn=rows.collate, num_workers=workers, worker_init_fn=_one_thread
+        rows, batch_size, collate_fn=rows.collate, num_workers=workers, worker_init_fn=begin_worker
     )
     for item in loader:
         if isinstance(item, Failure):

@@ -115,15 +115,20 @@ def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
     return open_run(max(found)[1])
 
 
+def check_free(path: Path) -> None:
+    """Refuse a place for a new run where something is already; nothing of it is touched."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        hint = "continue it with --resume, or" if (path / RECIPE).is_file() else "to keep it,"
+        raise UserError(f"{path} exists and is not empty; {hint} choose another --out")
+
+
 def create_run(path: Path, recipe: Recipe) -> Run:
     """Make the folder of a new run and write its recipe.
 
     Raises:
-        UserError: something is there already; nothing of it is touched.
+        UserError: something is there already, or it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        hint = "continue it with --resume, or" if (path / RECIPE).is_file() else "to keep it,"
-        raise UserError(f"{path} exists and is not empty; {hint} choose another --out")
+    check_free(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")

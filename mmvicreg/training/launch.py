@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from mmvicreg.config import Recipe, differences
 from mmvicreg.errors import UserError
-from mmvicreg.runs import Run, create_run, open_run
+from mmvicreg.runs import Run, check_free, create_run, open_run
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
     World,
@@ -74,45 +75,53 @@ def _worker(launch: Launch) -> int | None:
 
     world = join_world(launch.device)
     try:
-        run = _open(launch, world)
-        outcome = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world)).train()
-        return outcome.stopped_by
+        run = _together(world, lambda: _plan(launch, world.device))
+        trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
+        if not launch.resume:
+            # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
+            _together(world, lambda: create_run(run.path, run.recipe))
+        return trainer.train().stopped_by
     finally:
         leave_world()
 
 
-def _open(launch: Launch, world: World) -> Run:
-    """The run folder, made or checked by the main process and then opened by all."""
-    problem: str | None = None
+def _together(world: World, action: Callable[[], Run]) -> Run:
+    """Let the main process act and give every process its result, or its user's mistake."""
+    result: Run | str | None = None
     if world.is_main:
         try:
-            _prepare(launch, world.device)
+            result = action()
         except UserError as error:
-            problem = str(error)
-    problem = from_main(problem)
-    if problem is not None:
-        raise UserError(problem)
-    return open_run(launch.out)
+            result = str(error)
+    result = from_main(result)
+    if not isinstance(result, Run):
+        raise UserError(str(result))
+    return result
 
 
-def _prepare(launch: Launch, device: torch.device) -> None:
-    if launch.resume:
-        run = open_run(launch.out)
-        if launch.recipe is not None:
-            asked = _resolve(launch.recipe, device)
-            # data may have been moved, and "auto" was resolved where the run began
-            if launch.recipe.training.precision == "auto":
-                asked = _with_precision(asked, run.recipe.training.precision)
-            changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
-            if changed:
-                raise UserError(
-                    f"the run {launch.out} was started with another recipe ({'; '.join(changed)}); give the same "
-                    "one, name only --resume --out, or choose another --out"
-                )
-        return
-    if launch.recipe is None:
-        raise UserError("a new run needs a pair: mmvicreg train --pair image-text --dataset shapes")
-    create_run(launch.out, _resolve(launch.recipe, device))
+def _plan(launch: Launch, device: torch.device) -> Run:
+    """The run as it will be, or the one that is there to be resumed; nothing is written."""
+    if not launch.resume:
+        if launch.recipe is None:
+            raise UserError("a new run needs a pair: mmvicreg train --pair image-text --dataset shapes")
+        check_free(launch.out)
+        return Run(launch.out, _resolve(launch.recipe, device))
+    run = open_run(launch.out)
+    if launch.recipe is not None:
+        asked = _resolve(launch.recipe, device)
+        # data may have been moved, and "auto" was resolved where the run began
+        if launch.recipe.training.precision == "auto":
+            asked = _with_precision(asked, run.recipe.training.precision)
+        changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
+        if changed:
+            raise UserError(
+                f"the run {launch.out} was started with another recipe ({'; '.join(changed)}); give the same "
+                "one, name only --resume --out, or choose another --out"
+            )
+        dataset = run.recipe.dataset.model_copy(update={"root": launch.recipe.dataset.root})
+        if launch.recipe.dataset.root is not None:
+            return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+    return run
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:

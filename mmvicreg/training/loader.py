@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -131,7 +132,7 @@ class TrainingLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             prefetch_factor=2 if workers else None,
-            worker_init_fn=_one_thread,
+            worker_init_fn=begin_worker,
         )
 
     def __len__(self) -> int:
@@ -151,5 +152,12 @@ class TrainingLoader:
             yield batch
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # workers must not fight the training process for its cores
+def begin_worker(_: int) -> None:
+    """Set up a loader worker: one thread, and deaf to the signals that ask a run to stop.
+
+    Ctrl-C and SLURM signal every process of a run; a worker that died of it would take the training
+    process along before that has written its checkpoint. Workers end with the process they serve.
+    """
+    torch.set_num_threads(1)  # they must not fight the training process for its cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

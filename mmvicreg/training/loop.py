@@ -7,7 +7,9 @@ and what the inputs learned, and continuing from it gives the same bits as never
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,14 +77,16 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
-        self.log = RunLog(run.path, step=self.step) if world.is_main else None
+        self.log: RunLog | None = None
         self._network: DistributedDataParallel | None = None
         self._frozen: list[str] = []
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
 
     def train(self) -> Outcome:
-        """Train to the recipe's last epoch, or until a signal asks to stop."""
+        """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
         training = self.recipe.training
+        if self.world.is_main:
+            self.log = RunLog(self.run.path, step=self.step)
         steps = len(self.loader)
         with stop_signals() as stop, self._bar(steps) as bar:
             for epoch in range(self.epoch, training.epochs):
@@ -96,6 +100,7 @@ class Trainer:
                         now = time.perf_counter()
                         self._measure(output, bar, now - started)
                     if any_process(stop.signal is not None, self.world.device):
+                        self._seconds += time.perf_counter() - started
                         self._save()
                         return Outcome(self.step, epoch, stop.signal or signal.SIGTERM)
                 self._seconds += time.perf_counter() - started
@@ -143,6 +148,7 @@ class Trainer:
                 "branches": {node: asdict(figures) for node, figures in health.items()},
                 "samples_per_second": (done - first) * self.recipe.training.batch_size / max(seconds, 1e-9),
                 "seconds": self._seconds + seconds,
+                "memory_mb": memory_mb(self.world.device),
             }
             self.log.write(line)
             bar.say(f"loss {line['loss']:.3f}  {shorten(terms)}")
@@ -281,20 +287,30 @@ class Trainer:
 
 @dataclass
 class StopRequest:
-    """The first SIGINT or SIGTERM received while a block runs."""
+    """The first SIGINT or SIGTERM received while a block runs, and when."""
 
     signal: int | None = None
+    at: float = 0.0
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours after its step; a second one kills."""
+    """Turn SIGINT and SIGTERM into a request that the loop honours after its step.
+
+    Another one that comes more than three seconds later is obeyed at once. Sooner it may be the same one
+    again: Ctrl-C reaches every process of a terminal, and torchrun's agent then passes it on.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may handle signals
+        return
 
     def note(number: int, _: FrameType | None) -> None:
-        request.signal = number
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        if request.signal is None:
+            request.signal, request.at = number, time.monotonic()
+        elif time.monotonic() - request.at > 3:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -302,6 +318,14 @@ def stop_signals() -> Iterator[StopRequest]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory this process holds, MB: allocated on the GPU at most so far, or resident on the CPU now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def plain_state(model: JointModel) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def test_one_caption_is_drawn_anew_each_epoch(tiny_shapes: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_shapes: Path) -> None:
-    with pytest.raises(UserError, match=r"batch of 81 is larger than the training data \(80 samples of shapes\)"):
+    with pytest.raises(
+        UserError, match=r"batch of 81 is larger than the training data \(80 samples of shapes\)"
+    ):
         loader(tiny_recipe("image-text", tiny_shapes, "training.batch_size=81"))
 
 

@@ -27,7 +27,9 @@ def test_truncated_names_the_file_and_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"w": torch.zeros(1000)}, keep=2)
     last = save_checkpoint(tmp_path, 2, {"w": torch.zeros(1000)}, keep=2)
     last.write_bytes(last.read_bytes()[:1500])
-    with pytest.raises(UserError, match=r"step-000000002.pt: it is truncated .* continue from step-000000001.pt"):
+    with pytest.raises(
+        UserError, match=r"step-000000002.pt: it is truncated .* continue from step-000000001.pt"
+    ):
         load_checkpoint(last)
 
 

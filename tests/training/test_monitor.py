@@ -29,10 +29,15 @@ def test_healthy_embeddings_are_left_alone() -> None:
         assert monitor.look(step, {"a": measure(healthy(), healthy(), dead_std=0.01)}) == (None, False)
 
 
-@pytest.mark.parametrize(("embedding", "reason"), [(constant, "100 % of its dimensions"), (one_dimensional, "rank is 1.0")])
+@pytest.mark.parametrize(
+    ("embedding", "reason"), [(constant, "100 % of its dimensions"), (one_dimensional, "rank is 1.0")]
+)
 def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reason: str) -> None:
     monitor = CollapseMonitor(CONFIG)
-    health = {"good": measure(healthy(), healthy(), dead_std=0.01), "bad": measure(embedding(), healthy(), dead_std=0.01)}  # type: ignore[operator]
+    health = {
+        "good": measure(healthy(), healthy(), dead_std=0.01),
+        "bad": measure(embedding(), healthy(), dead_std=0.01),
+    }  # type: ignore[operator]
     assert monitor.look(5, health) == (None, False)  # grace
     message, stop = monitor.look(20, health)
     assert not stop

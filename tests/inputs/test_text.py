@@ -1,0 +1,233 @@
+"""Tokenizers learn from training captions alone, the same every time, and come back from a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmvicreg.data.shapes import Shapes
+from mmvicreg.datasets import training_samples
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.text import TextInput
+from mmvicreg.inputs.tokenizers import (
+    BEGIN,
+    END,
+    PAD,
+    UNKNOWN,
+    SentencePieceTokenizer,
+    Tokenizer,
+    TransformersTokenizer,
+    WordTokenizer,
+    restore,
+    split_words,
+)
+from mmvicreg.samples import Sample
+
+CAPTIONS = (
+    "A red Circle above a blue square.",
+    "the cat's hat, red!",
+    "猫が走る、速く走る",
+    "Кот сидит на окне",
+    "a smiling face 😀 and a cat 🐈",
+)
+
+
+def bert_folder(folder: Path) -> Path:
+    """A BERT of one layer with a 12-word vocabulary, in transformers' folder layout; no weights."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, PreTrainedTokenizerFast
+
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a red blue circle square above .".split()
+    # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
+    pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
+    marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, **{f"{name}_token": mark for name, mark in marks.items()}
+    ).save_pretrained(folder)
+    config = BertConfig(vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.save_pretrained(folder)
+    return folder
+
+
+def fitted(captions: tuple[str, ...], **options: object) -> TextInput:
+    source = TextInput(TextInput.Config.model_validate(options))
+    source.fit([Sample("s", captions=captions)])
+    return source
+
+
+def test_words_are_split_at_marks_and_lower_cased() -> None:
+    assert split_words("The cat's hat, RED!  (x2)") == [
+        "the",
+        "cat's",
+        "hat",
+        ",",
+        "red",
+        "!",
+        "(",
+        "x2",
+        ")",
+    ]
+    assert split_words("Ein  Käfer\n猫 😀") == ["ein", "käfer", "猫", "😀"]
+
+
+def test_words_most_frequent_first_rare_ones_unknown() -> None:
+    captions = ["b b b a a a c c", "C d"]
+    tokenizer = WordTokenizer.train(captions, min_count=2)
+    assert tokenizer.words == ["<pad>", "<unk>", "<start>", "<end>", "a", "b", "c"]
+    assert tokenizer.size == 7
+    assert tokenizer.encode("A d c z") == [BEGIN, 4, UNKNOWN, 6, UNKNOWN, END]
+    counts = Counter(" ".join(captions).lower().split())
+    for least in (1, 2, 3, 4):
+        kept = {word for word, n in counts.items() if n >= least}
+        if kept:
+            assert set(WordTokenizer.train(captions, min_count=least).words[4:]) == kept
+        else:
+            with pytest.raises(UserError, match="no word occurs 4 times"):
+                WordTokenizer.train(captions, min_count=least)
+
+
+def test_sentencepiece_is_the_same_every_time_and_lower_cases() -> None:
+    one, two = (SentencePieceTokenizer.train(CAPTIONS * 3, vocabulary=70) for _ in range(2))
+    assert torch.equal(one.state()["model"], two.state()["model"])
+    assert one.encode("RED CIRCLE") == one.encode("red circle")
+    assert one.encode("a red circle")[0] == BEGIN
+    assert one.encode("a red circle")[-1] == END
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+@pytest.mark.parametrize("kind", ["sentencepiece", "words"])
+def test_every_script_survives_the_way_there_and_back(kind: str, caption: str) -> None:
+    source = fitted(CAPTIONS * 3, tokenizer=kind, vocabulary=120, min_count=1)
+    ids = source.encode(caption)["ids"].tolist()
+    assert UNKNOWN not in ids
+    assert 3 <= len(ids)
+    assert "".join(source.tokenizer.decode(ids).split()) == "".join(caption.lower().split())
+
+
+def test_a_vocabulary_larger_than_the_text_has_is_what_it_has() -> None:
+    tokenizer = SentencePieceTokenizer.train(["a b", "b a"], vocabulary=8000)
+    assert 4 < tokenizer.size < 50
+    assert max(tokenizer.encode("a b")) < tokenizer.size
+
+
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused_with_the_key() -> None:
+    with pytest.raises(UserError, match=r"16 pieces.*inputs\.text\.vocabulary"):
+        SentencePieceTokenizer.train(CAPTIONS * 3, vocabulary=16)
+
+
+def test_only_training_captions_are_learned(tmp_path: Path) -> None:
+    """A word that only the other splits have is unknown (VSE++'s vocabulary held them)."""
+    Shapes.make(tmp_path / "shapes", progress=False, counts={"train": 6, "val": 3, "test": 3})
+    for file in (tmp_path / "shapes" / "annotations").glob("captions_*.json"):
+        if "train" not in file.name:
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace('"caption": "', '"caption": "xylophone '), encoding="utf-8")
+    dataset = Shapes(tmp_path / "shapes")
+    assert all("xylophone" in s.captions[0] for s in dataset.samples("val+test"))
+    source = TextInput(TextInput.Config(tokenizer="words", min_count=1))
+    source.fit(training_samples(dataset, split="train", fold=1))
+    words = {w for s in dataset.samples("train") for c in s.captions for w in split_words(c)}
+    assert isinstance(source.tokenizer, WordTokenizer)
+    assert set(source.tokenizer.words[4:]) == words
+    assert source.encode("xylophone")["ids"].tolist() == [BEGIN, UNKNOWN, END]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "words", "transformers"])
+def test_state_comes_back_through_a_checkpoint(tmp_path: Path, kind: str) -> None:
+    options: dict[str, object] = {"tokenizer": kind, "vocabulary": 80, "min_count": 1}
+    if kind == "transformers":
+        options["model"] = str(bert_folder(tmp_path / "bert"))
+    source = fitted(CAPTIONS * 3, **options)
+    torch.save(source.state(), tmp_path / "state.pt")
+    if kind == "transformers":
+        shutil.rmtree(tmp_path / "bert")  # the run must not need the folder again
+    again = TextInput(source.config)
+    again.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    for caption in (*CAPTIONS, "something new entirely"):
+        assert torch.equal(source.encode(caption)["ids"], again.encode(caption)["ids"])
+    assert again.spec() == source.spec()
+    ids = source.encode("a red circle")["ids"].tolist()
+    assert again.tokenizer.decode(ids) == source.tokenizer.decode(ids)
+
+
+def test_transformers_ids_are_the_models_plus_one(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = bert_folder(tmp_path / "bert")
+    tokenizer = TransformersTokenizer.from_pretrained(str(folder))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.encode("a red circle .")
+    assert ids == [3, 6, 7, 9, 12, 4]  # [CLS] a red circle . [SEP]
+    assert ids == [i + 1 for i in theirs("a red circle .")["input_ids"]]
+    assert PAD not in ids
+    assert tokenizer.decode([*ids, PAD, PAD]) == "a red circle ."
+    assert tokenizer.model_config["vocab_size"] == 12
+
+
+def test_a_stored_tokenizer_cannot_write_outside_its_folder(tmp_path: Path) -> None:
+    state = TransformersTokenizer.from_pretrained(str(bert_folder(tmp_path / "bert"))).state()
+    outside = tmp_path / "outside.txt"
+    state["files"][str(outside)] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"outside\.txt"):
+        restore(state)
+    assert not outside.exists()
+
+
+def test_captions_are_cut_and_batches_padded() -> None:
+    source = fitted(("one two three four five six",), tokenizer="words", min_count=1, max_length=5)
+    long, short = source.encode("one two three four five six"), source.encode("two")
+    assert long["ids"].tolist() == [*source.tokenizer.encode("one two three four five six")][:5]
+    assert (int(long["length"]), int(short["length"])) == (5, 3)
+    batch = source.collate([short, long, source.encode("one two")])
+    assert batch["ids"].shape == (3, 5)
+    assert batch["ids"].dtype == batch["length"].dtype == torch.int64
+    assert batch["length"].tolist() == [3, 5, 4]
+    for row, length in zip(batch["ids"], batch["length"], strict=True):
+        assert (row[:length] != PAD).all()
+        assert (row[length:] == PAD).all()
+
+
+def test_a_batch_is_only_as_wide_as_its_longest() -> None:
+    source = fitted(("one two three four",), tokenizer="words", min_count=1)
+    assert source.collate([source.encode("one"), source.encode("one two")])["ids"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t"])
+def test_an_empty_caption_is_named(blank: str) -> None:
+    source = fitted(("a cat", "a dog"), tokenizer="words", min_count=1)
+    with pytest.raises(UserError, match=r"caption 2 of sample 'img9\.jpg' is empty"):
+        source.load(Sample("img9.jpg", captions=("a cat", blank)), None, caption=1)
+
+
+def test_samples_without_captions_are_refused() -> None:
+    with pytest.raises(UserError, match="no captions"):
+        TextInput(TextInput.Config()).fit([Sample("a"), Sample("b")])
+    with pytest.raises(UserError, match="'a' has no caption"):
+        fitted(("a cat",), tokenizer="words", min_count=1).load(Sample("a"), None)
+
+
+def test_which_caption() -> None:
+    captions = tuple("one two three four five".split())
+    source = fitted(captions, tokenizer="words", min_count=1)
+    sample = Sample("s", captions=captions)
+    first = source.load(sample, None)["ids"]
+    assert torch.equal(first, source.encode("one")["ids"])
+    for k, caption in enumerate(captions):
+        for rng in (None, np.random.default_rng(0)):
+            assert torch.equal(source.load(sample, rng, caption=k)["ids"], source.encode(caption)["ids"])
+    rng = np.random.default_rng(0)
+    drawn = Counter(int(source.load(sample, rng)["ids"][1]) for _ in range(1000))
+    assert len(drawn) == 5
+    assert max(abs(n - 200) for n in drawn.values()) < 60  # 4.7 standard deviations
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [WordTokenizer(["a", "cat"]), SentencePieceTokenizer.train(["a cat"] * 3, vocabulary=30)]
+)
+def test_padding_and_marks_are_not_shown(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([BEGIN, *tokenizer.encode("a cat")[1:-1], END, PAD, PAD]) == "a cat"
