@@ -61,12 +61,18 @@ def train(
         "seed": seed,
     }
     asked = {key: value for key, value in overrides.items() if value is not None}
-    resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
+    if (
+        pair is None
+        and resume
+        and out is not None
+        and not (dataset or recipe or settings or asked.keys() - {"dataset.root"})
+    ):
+        resolved = _recipe_of(out, asked)
+    else:
+        resolved = _recipe(pair, dataset, recipe, asked, settings or [])
     if print_config:
         from mmvicreg.config import dump_recipe
 
-        if resolved is None:
-            raise UserError("--print-config needs --pair")
         typer.echo(dump_recipe(resolved), nl=False)
         return
     folder = out if out is not None else _default_out(resolved, resume=resume)
@@ -74,8 +80,6 @@ def train(
     from mmvicreg.training.launch import train as run_training
 
     if fold == "all":
-        if resolved is None:
-            raise UserError("--fold all needs --pair and --dataset, also when it resumes")
         for number, part in _folds(resolved).items():
             place = folder / f"fold{number}"
             run_training(
@@ -92,16 +96,12 @@ def _recipe(
     recipe: str | None,
     overrides: dict[str, Any],
     settings: list[str],
-    *,
-    resume: bool,
-) -> Recipe | None:
-    """The resolved recipe; None when a run is to be resumed with the recipe it has."""
+) -> Recipe:
+    """The recipe that the flags ask for."""
     from mmvicreg import registry
     from mmvicreg.config import check_pair, load_recipe, recipe_path
 
     if pair is None:
-        if resume and not (dataset or recipe or overrides or settings):
-            return None
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)
     name = dataset or (None if recipe else registry.PAIRS[pair])
@@ -110,6 +110,17 @@ def _recipe(
     if name is not None:
         overrides = {"dataset.name": name, **overrides}
     return load_recipe(recipe_path(pair, name or "", recipe), {"pair": pair, **overrides}, settings)
+
+
+def _recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
+    """The recipe of the run to be resumed, its data perhaps moved."""
+    from mmvicreg.runs import open_run
+
+    recipe = open_run(out).recipe
+    if "dataset.root" not in overrides:
+        return recipe
+    dataset = recipe.dataset.model_copy(update={"root": overrides["dataset.root"]})
+    return recipe.model_copy(update={"dataset": dataset})
 
 
 def _folds(recipe: Recipe) -> dict[int, Recipe]:
@@ -137,13 +148,10 @@ def _fold(fold: str) -> int | str:
     return int(fold)
 
 
-def _default_out(recipe: Recipe | None, *, resume: bool) -> Path:
+def _default_out(recipe: Recipe, *, resume: bool) -> Path:
     if resume:
-        if recipe is None:
-            raise UserError("--resume needs the run folder: --out RUN")
         from mmvicreg.runs import newest_run
 
         return newest_run(Path("runs"), pairs=[recipe.pair]).path
-    assert recipe is not None
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe.pair}-{recipe.dataset.name}-{recipe.objective['name']}-{stamp}"
