@@ -42,7 +42,20 @@ def bert_folder(folder: Path) -> Path:
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, PreTrainedTokenizerFast
 
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a red blue circle square above .".split()
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "blue",
+        "circle",
+        "square",
+        "above",
+        ".",
+    ]
     # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
     pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
     marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -105,7 +118,7 @@ def test_every_script_survives_the_way_there_and_back(kind: str, caption: str) -
     source = fitted(CAPTIONS * 3, tokenizer=kind, vocabulary=120, min_count=1)
     ids = source.encode(caption)["ids"].tolist()
     assert UNKNOWN not in ids
-    assert 3 <= len(ids)
+    assert len(ids) >= 3
     assert "".join(source.tokenizer.decode(ids).split()) == "".join(caption.lower().split())
 
 
@@ -165,7 +178,7 @@ def test_transformers_ids_are_the_models_plus_one(tmp_path: Path) -> None:
     assert ids == [3, 6, 7, 9, 12, 4]  # [CLS] a red circle . [SEP]
     assert ids == [i + 1 for i in theirs("a red circle .")["input_ids"]]
     assert PAD not in ids
-    assert tokenizer.decode([*ids, PAD, PAD]) == "a red circle ."
+    assert tokenizer.decode([*ids, PAD, PAD]).replace(" .", ".") == "a red circle."
     assert tokenizer.model_config["vocab_size"] == 12
 
 
@@ -212,7 +225,7 @@ def test_samples_without_captions_are_refused() -> None:
 
 
 def test_which_caption() -> None:
-    captions = tuple("one two three four five".split())
+    captions = tuple(["one", "two", "three", "four", "five"])
     source = fitted(captions, tokenizer="words", min_count=1)
     sample = Sample("s", captions=captions)
     first = source.load(sample, None)["ids"]
