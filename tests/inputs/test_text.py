@@ -225,7 +225,7 @@ def test_samples_without_captions_are_refused() -> None:
 
 
 def test_which_caption() -> None:
-    captions = tuple(["one", "two", "three", "four", "five"])
+    captions = ("one", "two", "three", "four", "five")
     source = fitted(captions, tokenizer="words", min_count=1)
     sample = Sample("s", captions=captions)
     first = source.load(sample, None)["ids"]
