@@ -39,7 +39,7 @@ def component(value: Any, table: Registry) -> dict[str, Any]:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping) or "name" not in value:
-        raise ValueError(f"expected a {table.kind} as {{name: ..., option: ...}}")
+        raise ValueError(f"expected {table.kind} as {{name: ..., option: ...}}")
     cls = table.load(str(value["name"]))
     options = {key: option for key, option in value.items() if key != "name"}
     for key in options:

@@ -106,7 +106,10 @@ def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
     if base.is_dir():
         for file in base.rglob(RECIPE):
             checkpoints = list((file.parent / CHECKPOINTS).glob("step-*.pt"))
-            tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+            try:
+                tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError):
+                continue  # a broken run is not the newest fitting one; opened by name it is an error
             if checkpoints and (pairs is None or (isinstance(tree, dict) and tree.get("pair") in pairs)):
                 found.append((max(path.stat().st_mtime for path in checkpoints), file.parent))
     if not found:

@@ -7,7 +7,8 @@ is augmented alike whatever the batch, the device or the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
 
@@ -26,18 +28,33 @@ class TextBatch(NamedTuple):
 
 
 class Frontend(nn.Module):
-    """Base of all frontends. ``spec`` says what the encoder will be given."""
+    """Base of all frontends. ``spec`` says what the encoder will be given.
+
+    Args:
+        config: the frontend's options.
+        spec: what the input gives.
+
+    Raises:
+        UserError: the input is not of the kind this frontend reads.
+    """
 
     Config: ClassVar[type[Strict]]
+    reads: ClassVar[str]
+    """The kind of input it is for."""
+    gives: ClassVar[str]
+    """The kind of tensor it makes of that."""
 
     def __init__(self, config: Any, spec: InputSpec) -> None:
         super().__init__()
+        check_kind(spec, (self.reads,), f"the frontend {type(self).__name__}")
         self.config = config
-        self.spec = spec
+        self.spec = replace(spec, kind=self.gives)
 
 
 class ImageFrontend(Frontend):
     """uint8 ``(n, 3, h, w)`` to normalised float32."""
+
+    reads, gives = "image", "image"
 
     class Config(Strict):
         """Normalisation, in units of full scale."""
@@ -62,6 +79,8 @@ class ImageFrontend(Frontend):
 class TextFrontend(Frontend):
     """Token ids pass through."""
 
+    reads, gives = "text", "text"
+
     class Config(Strict):
         """Nothing to set."""
 
@@ -72,6 +91,8 @@ class TextFrontend(Frontend):
 
 class WaveformFrontend(Frontend):
     """int16 ``(n, samples)`` to float32 ``(n, 1, samples)``, with gain and polarity drawn in training."""
+
+    reads, gives = "audio", "waveform"
 
     class Config(Strict):
         """Scaling and augmentation."""
@@ -97,3 +118,11 @@ class WaveformFrontend(Frontend):
             if self.config.polarity:
                 x = torch.where(u[:, 1:2] < 0.5, -x, x)
         return x.unsqueeze(1)
+
+
+def check_kind(spec: InputSpec, reads: Sequence[str], what: str) -> None:
+    """Refuse an input or a frontend's output of another kind than ``what`` reads."""
+    if spec.kind and spec.kind not in reads:
+        raise UserError(
+            f"{what} reads {' or '.join(reads)}, and was given {spec.kind}; choose another for this branch"
+        )

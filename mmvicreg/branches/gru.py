@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from mmvicreg.branches.frontends import TextBatch
+from mmvicreg.branches.frontends import TextBatch, check_kind
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
@@ -18,6 +18,8 @@ from mmvicreg.inputs.tokenizers import PAD
 
 class GRUText(nn.Module):
     """Embedding (300) and GRU (1024); the sizes are VSE++'s (Faghri et al. 2018, section 4.1)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("text",)
 
     class Config(Strict):
         """Sizes, and what of the GRU's states is kept."""
@@ -33,6 +35,7 @@ class GRUText(nn.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
+        check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
         self.config = config
         self.embedding = nn.Embedding(spec.vocabulary, config.word_features, padding_idx=PAD)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # VSE++'s

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 import torchaudio
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmvicreg.branches.frontends import Frontend
@@ -21,6 +21,8 @@ class LogMelFrontend(Frontend):
     librosa and torchaudio differ in their defaults (slaney scale and norm against htk and none), so every
     parameter is explicit here and saved with the run.
     """
+
+    reads, gives = "audio", "spectrogram"
 
     class Config(Strict):
         """The spectrogram, its scaling and its masking."""
@@ -47,6 +49,18 @@ class LogMelFrontend(Frontend):
         """Training: longest stretch set to zero, as a part of the frames."""
         frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: widest band set to zero, as a part of the mels."""
+
+        @model_validator(mode="after")
+        def _band(self) -> LogMelFrontend.Config:
+            highest = self.sample_rate / 2 if self.f_max is None else self.f_max
+            if not self.f_min < highest <= self.sample_rate / 2:
+                raise ValueError(
+                    f"f_min {self.f_min:g} and f_max {highest:g} must satisfy f_min < f_max <= half of the sample "
+                    f"rate ({self.sample_rate / 2:g} Hz)"
+                )
+            if self.win_length > self.n_fft:
+                raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+            return self
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__(config, spec)

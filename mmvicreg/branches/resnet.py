@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from mmvicreg.branches.frontends import check_kind
 from mmvicreg.branches.weights import load_strictly
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
@@ -24,6 +25,8 @@ class ResNet(nn.Module):
 
     architecture: ClassVar[str]
 
+    reads: ClassVar[tuple[str, ...]] = ("image", "spectrogram")
+
     class Config(Strict):
         """What to start from and how the stem looks."""
 
@@ -36,6 +39,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
+        check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
         network = getattr(torchvision.models, self.architecture)(
             weights=None, zero_init_residual=config.zero_init_residual
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mmvicreg.branches.frontends import check_kind
 from mmvicreg.config import Strict
 from mmvicreg.inputs.base import InputSpec
 
@@ -18,6 +19,8 @@ class ResNet18Wave(nn.Module):
     The paper gives the output width and nothing else; the strides, which decide how the hundred thousand
     samples of a clip are reduced, are assumptions of ours.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("waveform",)
 
     class Config(Strict):
         """Widths, kernels and strides; in samples and channels."""
@@ -33,6 +36,7 @@ class ResNet18Wave(nn.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
+        check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
         width = config.widths[0]
         self.stem = nn.Sequential(
             nn.Conv1d(

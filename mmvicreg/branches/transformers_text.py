@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmvicreg.branches.frontends import TextBatch
+from mmvicreg.branches.frontends import TextBatch, check_kind
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
@@ -20,6 +20,8 @@ class TransformersText(nn.Module):
     run, so that a trained run is rebuilt without the hub.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+
     class Config(Strict):
         """Where the weights come from and how token states become one vector."""
 
@@ -31,6 +33,7 @@ class TransformersText(nn.Module):
 
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
+        check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
         from transformers import AutoConfig, AutoModel
 
         if spec.model_config is None:

@@ -38,7 +38,7 @@ def train(
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    workers: Annotated[int | None, typer.Option(help="Loader workers per process.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader workers per process.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<pair>-<dataset>-<method>-<time>.")
     ] = None,
@@ -69,7 +69,7 @@ def train(
     ):
         resolved = _recipe_of(out, asked)
     else:
-        resolved = _recipe(pair, dataset, recipe, asked, settings or [])
+        resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
     if print_config:
         from mmvicreg.config import dump_recipe
 
@@ -96,12 +96,18 @@ def _recipe(
     recipe: str | None,
     overrides: dict[str, Any],
     settings: list[str],
+    *,
+    resume: bool,
 ) -> Recipe:
     """The recipe that the flags ask for."""
     from mmvicreg import registry
     from mmvicreg.config import check_pair, load_recipe, recipe_path
 
     if pair is None:
+        if resume:
+            raise UserError(
+                "--resume needs the run folder (--out RUN), or --pair for the newest run of a pair"
+            )
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)
     name = dataset or (None if recipe else registry.PAIRS[pair])

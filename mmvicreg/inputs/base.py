@@ -29,11 +29,13 @@ class InputSpec:
     """What an encoder must know of its input before it is built.
 
     Attributes:
+        kind: what it is: ``image``, ``text``, ``audio``; behind a frontend also ``waveform``, ``spectrogram``.
         channels: channels of a picture, spectrogram or waveform.
         vocabulary: number of token ids.
         model_config: a ``transformers`` configuration, for encoders that bring their own tokenizer.
     """
 
+    kind: str = ""
     channels: int = 0
     vocabulary: int = 0
     model_config: Mapping[str, Any] | None = None

@@ -70,7 +70,7 @@ class ImageInput(Input):
 
     def spec(self) -> InputSpec:
         """Three channels."""
-        return InputSpec(channels=3)
+        return InputSpec("image", channels=3)
 
     def _eval_fraction(self) -> float:
         resize = self.config.eval_resize or round(self.config.size * 256 / 224)

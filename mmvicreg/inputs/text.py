@@ -105,4 +105,4 @@ class TextInput(Input):
         """The vocabulary's size, and the model configuration of a transformers tokenizer."""
         tokenizer = self.tokenizer
         config = tokenizer.model_config if isinstance(tokenizer, TransformersTokenizer) else None
-        return InputSpec(vocabulary=tokenizer.size, model_config=config)
+        return InputSpec("text", vocabulary=tokenizer.size, model_config=config)

@@ -233,6 +233,11 @@ class Trainer:
     def _read_samples(self) -> list[Sample]:
         config = self.recipe.dataset
         dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
+        if self.recipe.pair not in dataset.pairs:
+            raise UserError(
+                f"the data set {config.name} is for {' and '.join(dataset.pairs)}, not for {self.recipe.pair}; "
+                "choose another --dataset or --pair"
+            )
         samples = training_samples(dataset, split=config.train_split, fold=config.fold)
         if self.world.is_main:
             for note in dataset.notes:

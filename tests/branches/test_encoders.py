@@ -123,7 +123,8 @@ def test_gru_names_a_caption_without_tokens() -> None:
 
 def tiny_bert(folder: Path) -> Path:
     """A BERT of 2 layers with a 12-word vocabulary, in transformers' folder layout."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     words = [
         "[PAD]",
@@ -139,9 +140,12 @@ def tiny_bert(folder: Path) -> Path:
         "above",
         ".",
     ]
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
+    pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
+    marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, **{f"{name}_token": mark for name, mark in marks.items()}
+    ).save_pretrained(folder)
     config = BertConfig(
         vocab_size=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
         max_position_embeddings=64,
@@ -160,6 +164,7 @@ def test_transformers_text_from_a_local_folder(tmp_path: Path, pooling: str) -> 
     encoder = TransformersText(TransformersText.Config(model=str(folder), pooling=pooling), spec).eval()
     captions = ["a red circle above a blue square .", "a square"]
     ids = [tokenizer.encode(c) for c in captions]
+    assert len(set(ids[0])) == 9  # the words are known: no two of them are one unknown
     longest = max(map(len, ids))
     batch = TextBatch(
         torch.tensor([i + [0] * (longest - len(i)) for i in ids]), torch.tensor([len(i) for i in ids])
