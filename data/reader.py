@@ -102,7 +102,7 @@ def not_here(root: Path, card: Card, wanted: str) -> UserError:
     """The error for a folder that has other things in it, naming the data set it looks like."""
     found = looks_like(root, besides=card.name)
     seen = (
-        f"it looks like {found} (--dataset {found.split()[0]})"
+        (f"it looks like {found} (--dataset {found})" if " " not in found else f"it looks like {found}")
         if found
         else "it holds " + shorten(sorted(entry.name for entry in root.iterdir()))
     )

@@ -113,16 +113,20 @@ def probe(
             "one group"
         )
     splits = list(GroupKFold(min(fold, _INNER_FOLDS)).split(x, train_labels, groups))
-    right = [
-        sum(
-            _hits(_fit(x[a], train_labels[a], c), x[b], train_labels[b])
-            for a, b in splits
-            if _usable(train_labels[a])
+    best, model, most = None, None, -1
+    for c in GRID:
+        whole = _fit(x, train_labels, c)
+        parts = [(_fit(x[a], train_labels[a], c), b) for a, b in splits if _usable(train_labels[a])]
+        if whole is None or any(part is None for part, _ in parts):
+            continue  # no optimum was reached, so this penalty has no score
+        right = sum(_hits(part, x[b], train_labels[b]) for part, b in parts if part is not None)
+        if right > most:
+            best, model, most = c, whole, right
+    if best is None or model is None:
+        raise UserError(
+            f"the linear probe reached no optimum within {_ITERATIONS} iterations for any penalty; the features of "
+            "this branch are degenerate (has it collapsed?)"
         )
-        for c in GRID
-    ]
-    best = GRID[int(np.argmax(right))]
-    model = _fit(x, train_labels, best)
     scores = np.full((len(test), classes), -np.inf)
     scores[:, model[-1].classes_] = model.predict_log_proba(test.astype(np.float64))
     return ProbeResult(
@@ -148,11 +152,15 @@ def _usable(labels: Integers) -> bool:
     return len(np.unique(labels)) > 1
 
 
-def _fit(x: Floats, labels: Integers, c: float) -> Pipeline:
+def _fit(x: Floats, labels: Integers, c: float) -> Pipeline | None:
+    """The probe with inverse penalty ``c``; None where the optimiser stopped short of the optimum."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=_ITERATIONS))
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        return model.fit(x, labels)
+        try:
+            return model.fit(x, labels)
+        except ConvergenceWarning:
+            return None
 
 
 def _hits(model: Pipeline, x: Floats, labels: Integers) -> int:

@@ -104,6 +104,12 @@ class BranchConfig(Strict):
     freeze_epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs after which the frozen part thaws; null: never."""
 
+    @model_validator(mode="after")
+    def _thaw(self) -> BranchConfig:
+        if self.freeze_epochs is not None and self.freeze == "none":
+            raise ValueError("freeze_epochs says when a frozen part thaws, and freeze is none")
+        return self
+
     @field_validator("frontend", mode="before")
     @classmethod
     def _frontend(cls, value: Any) -> dict[str, Any]:
@@ -149,7 +155,7 @@ class TrainingConfig(Strict):
     batch_size: Annotated[int, Field(ge=2)]
     """Global: over all processes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` is autocast; the objective is always float32. ``auto``: bf16 where the device has it."""
+    """``bf16`` is autocast; the objective is always float32. ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
     channels_last: bool = True
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""

@@ -16,7 +16,7 @@ from mmvicreg.inputs.base import Input, Item
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
-from mmvicreg.training.loader import Failure, begin_worker
+from mmvicreg.training.loader import Failure, begin_worker, end_workers
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,17 @@ def encode(
 
 def _load(rows: _Rows, batch_size: int, workers: int) -> Iterator[Item]:
     loader = DataLoader(
-        rows, batch_size, collate_fn=rows.collate, num_workers=workers, worker_init_fn=begin_worker
+        rows,
+        batch_size,
+        collate_fn=rows.collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=begin_worker,
     )
-    for item in loader:
-        if isinstance(item, Failure):
-            raise UserError(item.message)
-        yield item
+    try:
+        for item in loader:
+            if isinstance(item, Failure):
+                raise UserError(item.message)
+            yield item
+    finally:
+        end_workers(loader)

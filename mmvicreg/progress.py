@@ -48,13 +48,14 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(total: int | None, description: str, unit: str) -> Iterator[Bar]:
+def progress_bar(total: int | None, description: str, unit: str, *, visible: bool = True) -> Iterator[Bar]:
     """Show progress through ``total`` units (``None``: unknown) while the block runs.
 
     Args:
         total: how many units there are.
         description: what is being done, in a few words.
         unit: name of one unit for the rate ("file"); ``"B"`` counts bytes and shows MB/s.
+        visible: false shows nothing (one process of several speaks for all).
     """
     console = Console(stderr=True)
     progress = Progress(
@@ -66,7 +67,7 @@ def progress_bar(total: int | None, description: str, unit: str) -> Iterator[Bar
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}", markup=False),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (visible and console.is_terminal),
     )
     with progress:
         yield Bar(progress, progress.add_task(description, total=total, unit=unit, status=""))

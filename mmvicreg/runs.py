@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,11 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """Whole epochs behind the newest checkpoint."""
-        return int(self.content()["position"]["epoch"])
+        return int(self.content["position"]["epoch"])
 
+    @cached_property
     def content(self) -> dict[str, Any]:
-        """The newest checkpoint.
+        """The newest checkpoint, read once.
 
         Raises:
             UserError: there is none, or it cannot be read.
@@ -61,7 +63,7 @@ class Run:
         from mmvicreg.training.distributed import resolve_device
         from mmvicreg.training.setup import build_model, restore_inputs
 
-        content = self.content()
+        content = self.content
         inputs = restore_inputs(self.recipe, content["inputs"])
         model = build_model(self.recipe, inputs, pretrained=untrained)
         if not untrained:
@@ -134,7 +136,14 @@ def create_run(path: Path, recipe: Recipe) -> Run:
     check_free(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
+        write_whole(path / RECIPE, dump_recipe(recipe))
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
     return Run(path, recipe)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that what is there is the old or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -32,7 +32,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, copied while the device computes where the memory is pinned."""
         views = {
-            key: {name: value.to(device, non_blocking=True) for name, value in item.items()}
+            # lengths stay where packing wants them
+            key: {k: v if k == "length" else v.to(device, non_blocking=True) for k, v in item.items()}
             for key, item in self.views.items()
         }
         return Batch(self.index.to(device, non_blocking=True), views)

@@ -48,11 +48,13 @@ class TransformersText(nn.Module):
             except (OSError, ValueError) as error:
                 raise UserError(f"cannot load the transformers model '{config.model}': {error}") from error
         else:
-            fields = dict(spec.model_config)
+            fields = {k: v for k, v in spec.model_config.items() if k not in ("dtype", "torch_dtype")}
             described = AutoConfig.for_model(fields.pop("model_type"), **fields)
             self.network = AutoModel.from_config(described)  # type: ignore[no-untyped-call]
         if getattr(self.network.config, "is_encoder_decoder", False):
             self.network = self.network.get_encoder()
+        if getattr(self.network, "pooler", None) is not None:
+            self.network.pooler = None  # nothing reads it; without a gradient it would stop DDP
         self.out_features = int(self.network.config.hidden_size)
 
     def forward(self, text: TextBatch) -> Tensor:

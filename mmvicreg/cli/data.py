@@ -188,5 +188,5 @@ def _console() -> Console:
     """A console that does not fold paths when its output goes to a file or another program."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=400)
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,11 +76,17 @@ def train(
 
         typer.echo(dump_recipe(resolved), nl=False)
         return
+    if fold not in (None, "all"):
+        _check_fold(resolved)
     folder = out if out is not None else _default_out(resolved, resume=resume)
     from mmvicreg.training.launch import Launch
     from mmvicreg.training.launch import train as run_training
 
     if fold == "all":
+        if "RANK" in os.environ:
+            raise UserError(
+                "--fold all starts one run after another: start it without torchrun, with --devices N"
+            )
         for number, part in _folds(resolved).items():
             place = folder / f"fold{number}"
             run_training(
@@ -144,6 +151,18 @@ def _folds(recipe: Recipe) -> dict[int, Recipe]:
         number: recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update={"fold": number})})
         for number in numbers
     }
+
+
+def _check_fold(recipe: Recipe) -> None:
+    """A fold asked for by name must mean something."""
+    from mmvicreg.datasets import in_folds, open_dataset
+
+    root = Path(recipe.dataset.root) if recipe.dataset.root is not None else None
+    dataset = open_dataset(recipe.dataset.name, root=root)
+    if not in_folds(dataset):
+        raise UserError(
+            f"--fold: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})"
+        )
 
 
 def _fold(fold: str) -> int | str:

@@ -50,6 +50,8 @@ def join_world(device: str = "auto") -> World:
                 "lower --devices"
             )
         torch.cuda.set_device(place)
+        # resuming promises the same bits; cuDNN's fastest kernels add in any order
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     if size > 1:
         if kind == "cpu":
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", size))
@@ -114,6 +116,12 @@ def gather_rows(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def under_srun() -> bool:
+    """Whether srun started this process as one of several (a batch script alone is not one of them)."""
+    step = os.environ.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
 
 
 def _adopt_slurm() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from mmvicreg.training.distributed import (
     join_world,
     leave_world,
     resolve_device,
+    under_srun,
 )
 from mmvicreg.training.log import say
 from mmvicreg.training.setup import resolve_precision
@@ -60,7 +63,7 @@ def train(launch: Launch) -> Path:
         UserError: anything of the user's that is wrong, found in any process.
         SystemExit: 128 + signal, after a checkpoint, when SIGINT or SIGTERM asked to stop.
     """
-    started_by_others = "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    started_by_others = "RANK" in os.environ or under_srun()
     if launch.devices == 1 or started_by_others:
         _finish(_worker(launch), launch)
     else:
@@ -114,9 +117,10 @@ def _plan(launch: Launch, device: torch.device) -> Run:
             asked = _with_precision(asked, run.recipe.training.precision)
         changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
         if changed:
+            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
-                f"the run {launch.out} was started with another recipe ({'; '.join(changed)}); give the same "
-                "one, name only --resume --out, or choose another --out"
+                f"the run {launch.out} was started with another recipe ({shown}); give the same one, name only "
+                "--resume --out, or choose another --out"
             )
         dataset = run.recipe.dataset.model_copy(update={"root": launch.recipe.dataset.root})
         if launch.recipe.dataset.root is not None:
@@ -168,7 +172,11 @@ def _start_agent(launch: Launch) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         start_method="spawn",
+        run_id=uuid.uuid4().hex,
     )
+    # what went wrong is told in one message below; the agent would add pages of its own
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as notes:
         try:
             elastic_launch(config, _agent_worker)(launch, notes)
@@ -194,6 +202,14 @@ def _agent_worker(launch: Launch, notes: str) -> None:
         stopped_by = _worker(launch)
     except UserError as error:
         (Path(notes) / f"error-{rank}").write_text(str(error), encoding="utf-8")
-        sys.exit(2)
+        _leave(2)
     if stopped_by is not None:
         (Path(notes) / f"signal-{rank}").write_text(str(stopped_by), encoding="utf-8")
+        _leave(128 + stopped_by)
+
+
+def _leave(status: int) -> None:
+    """End this process at once: returning would wait for an agent that may be shutting down itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -150,6 +151,20 @@ class TrainingLoader:
             if isinstance(batch, Failure):
                 raise UserError(batch.message)
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes."""
+        end_workers(self._loader)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End a loader's worker processes now, whoever still holds its iterator (a traceback, say).
+
+    They do not hear SIGTERM (see :func:`begin_worker`), so at exit Python would wait for them for ever.
+    """
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def begin_worker(_: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mmvicreg.errors import UserError
+from mmvicreg.runs import write_whole
 
 
 class RunLog:
@@ -25,9 +26,12 @@ class RunLog:
 
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_lines(self._path) if line.get("step", 0) <= step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        try:
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one measurement; nested numbers become TensorBoard scalars ``a/b``."""

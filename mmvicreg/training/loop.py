@@ -7,11 +7,13 @@ and what the inputs learned, and continuing from it gives the same bits as never
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +42,13 @@ from mmvicreg.training.monitor import CollapseMonitor, Health, measure
 from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, restore_inputs
 
+# every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
+NO_BUFFER_SYNC: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -56,7 +65,7 @@ class Trainer:
     def __init__(self, run: Run, world: World, *, resume: bool, workers: int) -> None:
         self.recipe, self.run, self.world = run.recipe, run, world
         recipe = run.recipe
-        content = run.content() if resume else None
+        content = run.content if resume else None
         self.samples = self._read_samples()
         inputs = self._prepare_inputs(content)
         self.loader = TrainingLoader(
@@ -77,6 +86,7 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
+            self._check_same_data(content["data"])
         self.log: RunLog | None = None
         self._network: DistributedDataParallel | None = None
         self._frozen: list[str] = []
@@ -85,8 +95,7 @@ class Trainer:
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
         training = self.recipe.training
-        if self.world.is_main:
-            self.log = RunLog(self.run.path, step=self.step)
+        self._on_main(self._open_log)
         steps = len(self.loader)
         with stop_signals() as stop, self._bar(steps) as bar:
             for epoch in range(self.epoch, training.epochs):
@@ -160,27 +169,34 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; every process waits, so that none runs ahead of what is on the disk."""
+        self._on_main(self._write_checkpoint)
+
+    def _open_log(self) -> None:
+        self.log = RunLog(self.run.path, step=self.step)
+
+    def _on_main(self, action: Callable[[], None]) -> None:
+        """Let the main process write; every process waits, and learns of a user's mistake."""
         problem: str | None = None
         if self.world.is_main:
-            content = {
-                "model": plain_state(self.model),
-                "optimizer": self.optimizer.state_dict(),
-                "monitor": self.monitor.state(),
-                "inputs": {name: source.state() for name, source in self.inputs.items()},
-                "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
-            }
             try:
-                save_checkpoint(
-                    self.run.path / CHECKPOINTS,
-                    self.step,
-                    content,
-                    keep=self.recipe.training.keep_checkpoints,
-                )
+                action()
             except UserError as error:
                 problem = str(error)
         problem = from_main(problem)
         if problem is not None:
             raise UserError(problem)
+
+    def _write_checkpoint(self) -> None:
+        content = {
+            "model": plain_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state(),
+            "inputs": {name: source.state() for name, source in self.inputs.items()},
+            "data": self._fingerprint(),
+            "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
+        }
+        keep = self.recipe.training.keep_checkpoints
+        save_checkpoint(self.run.path / CHECKPOINTS, self.step, content, keep=keep)
 
     def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
         """Batches on the device; the next one is copied while this one computes."""
@@ -208,7 +224,7 @@ class Trainer:
         if self._network is None or frozen != self._frozen:
             # which parameters are averaged is decided when the model is wrapped
             devices = [self.world.device] if self.world.device.type == "cuda" else None
-            self._network = DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+            self._network = DistributedDataParallel(self.model, device_ids=devices, **NO_BUFFER_SYNC)
             self._frozen = frozen
         return self._network
 
@@ -252,6 +268,19 @@ class Trainer:
             say(f"training on {len(samples)} samples of {config.name} at {dataset.root}{held}")
         return samples
 
+    def _fingerprint(self) -> dict[str, Any]:
+        """What decides which samples a step sees: how many there are, and their names in order."""
+        names = hashlib.sha256("\n".join(sample.id for sample in self.samples).encode()).hexdigest()
+        return {"samples": len(self.samples), "names": names}
+
+    def _check_same_data(self, before: Mapping[str, Any]) -> None:
+        if before != self._fingerprint():
+            raise UserError(
+                f"the run {self.run.path} was trained on {before['samples']} samples, and the data there now are "
+                f"{'others' if before['samples'] == len(self.samples) else f'{len(self.samples)} samples'}: a resumed "
+                "run needs the same data; give its place with --data-root, or start a new run"
+            )
+
     def _prepare_inputs(self, content: dict[str, Any] | None) -> dict[str, Input]:
         """Inputs as the checkpoint left them, or fitted on the training samples by the main process."""
         if content is not None:
@@ -285,7 +314,7 @@ class Trainer:
     @contextmanager
     def _bar(self, steps: int) -> Iterator[Bar]:
         total = steps * self.recipe.training.epochs
-        with progress_bar(total if self.world.is_main else 0, "training", "step") as bar:
+        with progress_bar(total, "training", "step", visible=self.world.is_main) as bar:
             bar.advance(self.step)
             yield bar
 

@@ -73,7 +73,7 @@ class CollapseMonitor:
                 self.counts[node] = 0
                 continue
             self.counts[node] = self.counts.get(node, 0) + 1
-            if self.counts[node] == 1:
+            if self.counts[node] == 1 and not stop:
                 message = f"step {step}: branch {node} looks collapsed: {reason}"
             if self.counts[node] >= self.config.patience:
                 stop = True

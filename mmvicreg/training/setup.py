@@ -9,6 +9,7 @@ import torch
 
 from mmvicreg.branches.model import JointModel, build_inputs
 from mmvicreg.config import Recipe
+from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.training.addressing import seed_weights
 
@@ -29,16 +30,18 @@ def build_model(recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool
 def restore_inputs(recipe: Recipe, states: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:
     """The inputs of a recipe with what they had learned when the checkpoint was written."""
     inputs = build_inputs(recipe)
+    if inputs.keys() != states.keys():
+        raise UserError(
+            f"the checkpoint is of inputs {', '.join(states)} and the recipe of {', '.join(inputs)}: they are not of "
+            "one run; put the checkpoint or the recipe.yaml back that belong together"
+        )
     for name, source in inputs.items():
         source.load_state(states[name])
     return inputs
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` as ``bf16`` where the device computes in it natively, else ``fp32``."""
+    """``auto`` as ``bf16`` on a GPU that computes in it, else ``fp32``: on a CPU bf16 is for who asks for it."""
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"

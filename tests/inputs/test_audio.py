@@ -43,7 +43,7 @@ def strongest(wave: np.ndarray, rate: int) -> float:
 def test_any_rate_keeps_pitch_loudness_and_length(tmp_path: Path, rate: int, wanted: int) -> None:
     path = write(tmp_path / "tone.wav", tone(rate, seconds=0.503), rate)
     ours = decode_audio(path, sample_rate=wanted).numpy().astype(float)
-    assert len(ours) == -(-round(rate * 0.503) * wanted // rate)  # rounded up
+    assert abs(len(ours) - round(rate * 0.503) * wanted / rate) <= 1
     assert strongest(ours, wanted) == pytest.approx(440, abs=3)
     middle = slice(len(ours) // 4, -len(ours) // 4)  # away from the ends, where filters ring
     exact = 32767 * tone(wanted, seconds=len(ours) / wanted)[: len(ours)]
