@@ -113,7 +113,7 @@ def _recipe(
     if pair is None:
         if resume:
             raise UserError(
-                "--resume needs the run folder (--out RUN), or --pair for the newest run of a pair"
+                "--resume takes the run folder alone (--out RUN), or the flags the run was started with, --pair too"
             )
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)

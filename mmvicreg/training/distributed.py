@@ -126,11 +126,7 @@ def under_srun() -> bool:
 
 def _adopt_slurm() -> None:
     """Under ``srun`` without torchrun, translate SLURM's description of the job into torch's."""
-    if (
-        "RANK" in os.environ
-        or int(os.environ.get("SLURM_NTASKS", "1")) == 1
-        or "SLURM_PROCID" not in os.environ
-    ):
+    if "RANK" in os.environ or not under_srun():
         return
     os.environ["RANK"] = os.environ["SLURM_PROCID"]
     os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
