@@ -42,7 +42,7 @@ def summarise(
         "branches": branches,
         "dataset": data.name,
         "probe": {
-            "classifier": "logistic regression (lbfgs, l2) on standardised representations",
+            "classifier": "ridge classifier (closed form, l2) on standardised representations",
             "grid": list(GRID),
             "selection": "cross-validation over groups inside the training samples",
         },
@@ -120,10 +120,10 @@ def _fold(outcome: Outcome, name: str) -> Mapping[str, float | int | bool | None
     return {
         "top1": trained.top1,
         "top5": trained.top5,
-        "C": trained.c,
+        "alpha": trained.alpha,
         "untrained_top1": untrained.top1,
         "untrained_top5": untrained.top5,
-        "untrained_C": untrained.c,
+        "untrained_alpha": untrained.alpha,
         "chance": outcome.chance,
         "train": len(outcome.task.train),
         "test": len(outcome.task.test),

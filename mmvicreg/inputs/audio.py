@@ -30,6 +30,12 @@ class AudioInput(Input):
         seconds: Annotated[float, Field(gt=0)] = 5.0
         shift: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: largest circular shift, as a part of the length."""
+        speed: Annotated[float, Field(ge=0, le=2)] = 0.0
+        """Training: playback faster or slower by up to this many octaves; pitch and tempo change together."""
+
+        noise_db: Annotated[float, Field(ge=0)] | None = None
+        """Training: white noise is added at least this far below the recording, up to 40 dB further, dB; null:
+        none."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -40,6 +46,8 @@ class AudioInput(Input):
         if sample.audio is None:
             raise UserError(f"sample '{sample.id}' has no recording")
         waveform = decode_audio(sample.audio, sample_rate=self.config.sample_rate)
+        if rng is not None and self.config.speed > 0:
+            waveform = play(waveform, 2 ** rng.uniform(-self.config.speed, self.config.speed))
         surplus = len(waveform) - self.length
         if surplus > 0:
             start = surplus // 2 if rng is None else int(rng.integers(surplus + 1))
@@ -49,6 +57,8 @@ class AudioInput(Input):
         if rng is not None and self.config.shift > 0:
             reach = int(self.config.shift * self.length)
             waveform = torch.roll(waveform, int(rng.integers(-reach, reach + 1)))
+        if rng is not None and self.config.noise_db is not None:
+            waveform = add_noise(waveform, self.config.noise_db + rng.uniform(0, 40), rng)
         return {"waveform": waveform.clone(), "draws": draws(rng)}
 
     def survey(self, samples: Sequence[Sample]) -> list[str]:
@@ -123,6 +133,21 @@ def decode_audio(path: Path, *, sample_rate: int) -> Tensor:
     if rate != sample_rate:
         mono = torch.from_numpy(soxr.resample(mono.numpy(), rate, sample_rate))
     return mono.round().clamp(-32768, 32767).to(torch.int16)
+
+
+def play(waveform: Tensor, speed: float) -> Tensor:
+    """int16 ``(samples,)`` played ``speed`` times as fast, by linear interpolation between samples."""
+    x = waveform.numpy()
+    moments = np.arange(0, len(x) - 1, speed)
+    return torch.from_numpy(np.interp(moments, np.arange(len(x)), x).round().astype(np.int16))
+
+
+def add_noise(waveform: Tensor, below_db: float, rng: np.random.Generator) -> Tensor:
+    """int16 ``(samples,)`` with white noise ``below_db`` decibels under its own level; silence stays silent."""
+    x = waveform.numpy().astype(np.float32)
+    level = np.sqrt(np.mean(x**2)) * 10 ** (-below_db / 20)
+    noisy = x + level * rng.standard_normal(len(x), dtype=np.float32)
+    return torch.from_numpy(noisy.round().clip(-32768, 32767).astype(np.int16))
 
 
 def _check_whole(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,11 +26,11 @@ def test_equals_scikit_learns_own_grid_search_over_groups() -> None:
     groups = [f"fold {i // 30}" for i in range(120)]
     found = probe(x, y, test_x, test_y, groups=groups, classes=4)
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
-        {"logisticregression__C": list(GRID)},
+        make_pipeline(StandardScaler(), RidgeClassifier()),
+        {"ridgeclassifier__alpha": list(GRID)},
         cv=GroupKFold(4),
     ).fit(x.astype(float), y, groups=groups)
-    assert found.c == search.best_params_["logisticregression__C"]
+    assert found.alpha == search.best_params_["ridgeclassifier__alpha"]
     assert found.top1 == pytest.approx(100 * search.score(test_x.astype(float), test_y))
     assert (found.top5, found.width) == (None, 6)
 
@@ -46,12 +46,12 @@ def test_groups_are_never_on_both_sides_of_the_inner_split() -> None:
     chosen = []
     for groups in ([str(i) for i in range(160)], [str(i // 4) for i in range(160)]):
         search = GridSearchCV(
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)),
-            {"logisticregression__C": list(GRID)},
+            make_pipeline(StandardScaler(), RidgeClassifier()),
+            {"ridgeclassifier__alpha": list(GRID)},
             cv=GroupKFold(5),
         ).fit(x, y, groups=groups)
-        chosen.append(search.best_params_["logisticregression__C"])
-        assert probe(x, y, x, y, groups=groups, classes=2).c == chosen[-1]
+        chosen.append(search.best_params_["ridgeclassifier__alpha"])
+        assert probe(x, y, x, y, groups=groups, classes=2).alpha == chosen[-1]
     assert chosen[0] > chosen[1]
 
 
