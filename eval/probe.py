@@ -87,8 +87,9 @@ def probe(
 ) -> ProbeResult:
     """Fit a ridge classifier (least squares on +1 / -1 targets) on standardised representations and test it.
 
-    It is exact, in closed form: no optimiser's rate or stopping rule has a say in the figure. alpha comes from :data:`GRID` by cross-validation inside the training samples, whole groups left out at a
-    time; of equal ones the strongest penalty. Means and deviations are those of the samples fitted on.
+    It is exact, in closed form: no optimiser's rate or stopping rule has a say in the figure. alpha comes
+    from :data:`GRID` by cross-validation inside the training samples, whole groups left out at a time; of
+    equal ones the strongest. Means and deviations are those of the samples fitted on.
 
     Args:
         train: ``(n, d)`` representations.

@@ -154,8 +154,9 @@ class TrainingConfig(Strict):
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)]
     """Global: over all processes."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """``bf16`` is autocast; the objective is always float32. ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """``bf16`` is autocast, ``fp64`` is for checking; the objective is in float32 or better.
+    ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
     channels_last: bool = True
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
@@ -173,7 +174,7 @@ class MonitorConfig(Strict):
     """Collapsed: the embedding's effective rank is below this."""
     grace_steps: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=1)] = 5
-    """Measurements in a row, the first of which warns and the last of which stops the run."""
+    """Collapsed measurements (a healthy one takes one back): the first warns, the last stops the run."""
 
 
 class EvaluationConfig(Strict):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmvicreg.branches.model import JointModel
     from mmvicreg.samples import DataSet
 
+PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
 MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
 
@@ -50,7 +51,12 @@ class Run:
         there = list_checkpoints(self.checkpoints)
         if not there:
             raise UserError(f"the run {self.path} has no checkpoint yet; train it for at least one epoch")
-        return load_checkpoint(there[-1])
+        content = load_checkpoint(there[-1])
+        if absent := PARTS - content.keys():
+            raise UserError(
+                f"the checkpoint {there[-1]} is not one of a run: it lacks {', '.join(sorted(absent))}; {MISFIT}"
+            )
+        return content
 
     def model(self, *, untrained: bool = False, device: str | None = None) -> JointModel:
         """The model in evaluation mode: trained (newest checkpoint), or as it was before its first step.

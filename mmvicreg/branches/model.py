@@ -79,7 +79,11 @@ class Branch(nn.Module):
 
     def represent(self, item: Item) -> Tensor:
         """Representation ``(n, features)``."""
-        out: Tensor = self.encoder(self.frontend(item))
+        x = self.frontend(item)
+        if isinstance(x, Tensor):
+            # frontends give float32; a run for checking is in float64
+            x = x.to(next(self.expander.parameters()).dtype)
+        out: Tensor = self.encoder(x)
         return out
 
     def forward(self, item: Item) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ import torch
 from mmvicreg.errors import UserError
 
 FORMAT = 1
-PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -75,7 +74,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         else:
             reason = "it is truncated or not a checkpoint"
         raise UserError(f"cannot read the checkpoint {path}: {reason}; {way_out}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not content.keys() >= PARTS:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT}); {way_out}")
     return content
 

@@ -243,6 +243,8 @@ class Trainer:
         if training.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(device)
+        if training.precision == "fp64":
+            model.double()
         model.autocast = torch.bfloat16 if training.precision == "bf16" else None
         return model
 

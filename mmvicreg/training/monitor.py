@@ -54,7 +54,7 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float) -> Health:
 
 
 class CollapseMonitor:
-    """Counts measurements in a row in which a branch looks collapsed."""
+    """Counts measurements in which a branch looks collapsed; a healthy one takes one back."""
 
     def __init__(self, config: MonitorConfig) -> None:
         self.config = config
@@ -70,7 +70,8 @@ class CollapseMonitor:
         for node, figures in health.items():
             reason = self._collapsed(figures)
             if reason is None or step < self.config.grace_steps:
-                self.counts[node] = 0
+                # one step back, not to zero: a branch that flickers around the threshold is no healthier
+                self.counts[node] = max(0, self.counts.get(node, 0) - 1)
                 continue
             self.counts[node] = self.counts.get(node, 0) + 1
             if self.counts[node] == 1 and not stop:
@@ -78,7 +79,7 @@ class CollapseMonitor:
             if self.counts[node] >= self.config.patience:
                 stop = True
                 message = (
-                    f"branch {node} has collapsed ({reason}, {self.counts[node]} measurements in a row up to step "
+                    f"branch {node} has collapsed ({reason}, {self.counts[node]} measurements up to step "
                     f"{step}). Raise its variance coefficient, keep invariance close to variance and covariance "
                     "well below both (Table 7), or lower the learning rate; monitor.patience and "
                     "monitor.grace_steps decide when a run is stopped"

@@ -1,4 +1,8 @@
-"""Several processes follow one: the same losses step by step, whole runs, through the real command."""
+"""Several processes follow one: the same losses step by step, whole runs, through the real command.
+
+In float64, because Adam's first steps are all but the signs of the gradient: in float32 two orders of summation
+(two processes, or one process with another number of threads) part by 1e-3 within 20 steps, whoever is right.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,14 @@ def train(
     pair: str, root: Path, out: Path, *more: str, launcher: tuple[str, ...] = ("-m", "mmvicreg")
 ) -> list[float]:
     """The loss of every step of a run of 20 steps or more."""
-    flags = as_flags(pair, root, "training.epochs=5", "training.batch_size=16", "monitor.grace_steps=1000")
+    flags = as_flags(
+        pair,
+        root,
+        "training.epochs=5",
+        "training.batch_size=16",
+        "monitor.grace_steps=1000",
+        "training.precision=fp64",
+    )
     done = subprocess.run(
         [
             sys.executable,
@@ -47,14 +58,14 @@ def test_two_processes_follow_one(pair: str, tiny_shapes: Path, tiny_tones: Path
     assert len(one) == len(two) >= 20
     assert one[0] != pytest.approx(one[-1], rel=1e-2)  # something was learned on the way
     for step, (a, b) in enumerate(zip(one[:20], two[:20], strict=True)):
-        assert a == pytest.approx(b, rel=1e-4), f"step {step + 1}"
+        assert a == pytest.approx(b, rel=1e-7), f"step {step + 1}"
 
 
 def test_torchrun_starts_the_same_run(tiny_tones: Path, tmp_path: Path) -> None:
     one = train("wave-mel", tiny_tones, tmp_path / "one")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmvicreg")
     two = train("wave-mel", tiny_tones, tmp_path / "two", launcher=launcher)
-    assert one[:20] == pytest.approx(two[:20], rel=1e-4)
+    assert one[:20] == pytest.approx(two[:20], rel=1e-7)
 
 
 def test_a_mistake_found_by_the_processes_is_one_message(tiny_shapes: Path, tmp_path: Path) -> None:

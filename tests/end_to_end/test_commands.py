@@ -61,7 +61,8 @@ def test_wave_mel_trains_on_every_fold_and_is_judged(tiny_tones: Path, tmp_path:
 def test_the_monitor_stops_a_run_that_collapses(tiny_shapes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = as_flags(
-        "image-text", tiny_shapes, "training.epochs=60", "monitor.grace_steps=20",
+        "image-text", tiny_shapes, "training.epochs=40", "monitor.patience=3",
+        "optimizer.lr=0.003", "monitor.grace_steps=20",
         "branches.image.variance=0", "branches.text.variance=0",
     )  # fmt: skip
     done = subprocess.run(

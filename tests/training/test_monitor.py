@@ -58,5 +58,5 @@ def test_recovery_resets_the_count() -> None:
     monitor = CollapseMonitor(CONFIG)
     bad = {"a": measure(constant(), healthy(), dead_std=0.01)}
     good = {"a": measure(healthy(), healthy(), dead_std=0.01)}
-    for step, health in ((20, bad), (30, bad), (40, good), (50, bad), (60, bad)):
+    for step, health in ((20, bad), (30, bad), (40, good), (50, good), (60, bad), (70, bad)):
         assert not monitor.look(step, health)[1]
