@@ -79,6 +79,8 @@ def _make_run(path: Path, config: Recipe) -> Run:
     content = {
         "model": model.state_dict(),
         "inputs": {name: source.state() for name, source in inputs.items()},
+        "optimizer": {},
+        "monitor": {},
         "data": {"samples": 0, "names": ""},
         "position": {"step": 3, "epoch": 2, "seconds": 1.0},
     }
