@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +89,7 @@ class Trainer:
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
             self._check_same_data(content["data"])
         self.log: RunLog | None = None
+        self._last: dict[str, Any] = {}
         self._network: DistributedDataParallel | None = None
         self._frozen: list[str] = []
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
@@ -115,6 +117,7 @@ class Trainer:
                 self._seconds += time.perf_counter() - started
                 self.epoch = epoch + 1
                 self._save()
+                self._report(epoch)
         if self.log is not None:
             self.log.close()
         return Outcome(self.step, self.epoch)
@@ -160,12 +163,24 @@ class Trainer:
                 "memory_mb": memory_mb(self.world.device),
             }
             self.log.write(line)
+            self._last = line
             bar.say(f"loss {line['loss']:.3f}  {shorten(terms)}")
             if message is not None and not stop:
                 say(f"warning: {message}")
         if stop:
             self._save()
             raise UserError(f"training stopped: {message}")
+
+    def _report(self, epoch: int) -> None:
+        """A line an epoch where no progress bar is shown: in a log file, under SLURM."""
+        if self.log is None or sys.stderr.isatty() or not self._last:
+            return
+        epochs, line = self.recipe.training.epochs, self._last
+        left = self._seconds / (epoch + 1) * (epochs - epoch - 1)
+        say(
+            f"epoch {epoch + 1} of {epochs}: loss {line['loss']:.3f}  {shorten(line['terms'])}  "
+            f"{line['samples_per_second']:.0f} samples/s  {left:.0f} s left"
+        )
 
     def _save(self) -> None:
         """Write a checkpoint; every process waits, so that none runs ahead of what is on the disk."""
