@@ -1,7 +1,7 @@
 """Several processes follow one: the same losses step by step, whole runs, through the real command.
 
 In float64, because Adam's first steps are all but the signs of the gradient: in float32 two orders of summation
-(two processes, or one process with another number of threads) part by 1e-3 within 20 steps, whoever is right.
+(two processes, or one process with another number of threads) part visibly within 20 steps.
 """
 
 from __future__ import annotations
