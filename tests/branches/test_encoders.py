@@ -7,11 +7,13 @@ import http.server
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvicreg.branches.expander import expander
 from mmvicreg.branches.frontends import TextBatch
@@ -119,6 +121,29 @@ def test_gru_names_a_caption_without_tokens() -> None:
     encoder = GRUText(GRUText.Config(word_features=8, hidden=16), InputSpec(vocabulary=20))
     with pytest.raises(UserError, match="caption 1 of the batch has no tokens"):
         encoder(TextBatch(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 0])))
+
+
+class _Dtypes(TorchDispatchMode):
+    """The dtypes of every product computed under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(name in str(func) for name in ("mm", "linear", "gru")):
+            self.products |= {t.dtype for t in (out if isinstance(out, tuple) else (out,)) if t is not None}
+        return out
+
+
+def test_gru_computes_in_float32_on_a_cpu_under_autocast() -> None:
+    encoder = GRUText(GRUText.Config(word_features=8, hidden=16), InputSpec(vocabulary=20))
+    with _Dtypes() as dtypes:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = encoder(TextBatch(torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 1])))
+        y.sum().backward()
+    assert dtypes.products == {torch.float32}
 
 
 def tiny_bert(folder: Path) -> Path:
