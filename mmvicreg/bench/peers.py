@@ -90,7 +90,7 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def _gather_summing(x: Tensor) -> Tensor:
-    return x if world_size() == 1 else _GatherSumming.apply(x)  # type: ignore[no-any-return]
+    return x if world_size() == 1 else _GatherSumming.apply(x)
 
 
 class _GatherSumming(torch.autograd.Function):
