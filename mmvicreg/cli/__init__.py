@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+import mmvicreg.cli.bench as bench
 import mmvicreg.cli.data as data
 import mmvicreg.cli.evaluate as evaluate
 import mmvicreg.cli.train as train
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +31,8 @@ from mmvicreg.training.distributed import (
 )
 from mmvicreg.training.log import say
 from mmvicreg.training.setup import resolve_precision
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -158,28 +161,14 @@ def _finish(stopped_by: int | None, launch: Launch) -> None:
 
 
 def _start_agent(launch: Launch) -> None:
-    """Run ``launch.devices`` processes under torchrun's elastic agent and pass their end on."""
+    """Run ``launch.devices`` processes and pass their end on."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     resolve_device(launch.device)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=launch.devices,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn",
-        run_id=uuid.uuid4().hex,
-    )
-    # what went wrong is told in one message below; the agent would add pages of its own
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as notes:
         try:
-            elastic_launch(config, _agent_worker)(launch, notes)
+            start_processes(launch.devices, _agent_worker, launch, notes)
         except ChildFailedError as error:
             told = sorted(Path(notes).glob("error-*"))
             if told:
@@ -193,6 +182,35 @@ def _start_agent(launch: Launch) -> None:
         stopped = sorted(Path(notes).glob("signal-*"))
         if stopped:
             _finish(int(stopped[0].read_text()), launch)
+
+
+def start_processes(processes: int, function: Callable[..., T], *arguments: Any) -> dict[int, T]:
+    """``function(*arguments)`` on so many processes of this machine, under torchrun's elastic agent.
+
+    Returns:
+        What each returned, by rank.
+
+    Raises:
+        ChildFailedError: a process died.
+        SignalException: SIGINT or SIGTERM came meanwhile.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+        run_id=uuid.uuid4().hex,
+    )
+    # what went wrong is told in one message by the caller; the agent would add pages of its own
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
+    results: dict[int, T] = elastic_launch(config, function)(*arguments)
+    return results
 
 
 def _agent_worker(launch: Launch, notes: str) -> None:

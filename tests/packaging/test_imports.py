@@ -28,7 +28,7 @@ def imported_packages(*command: str) -> tuple[set[str], str]:
     return {module.partition(".")[0] for module in modules}, done.stdout
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("data",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("data",), ("bench",)])
 def test_help_imports_none_of_the_heavy_packages(command: tuple[str, ...]) -> None:
     packages, printed = imported_packages(*command, "--help")
     assert "Usage" in printed
@@ -38,7 +38,7 @@ def test_help_imports_none_of_the_heavy_packages(command: tuple[str, ...]) -> No
 
 def test_help_names_the_verbs() -> None:
     _, printed = imported_packages("--help")
-    assert {"train", "eval", "data"} <= set(re.findall(r"\w+", printed))
+    assert {"train", "eval", "data", "bench"} <= set(re.findall(r"\w+", printed))
 
 
 @pytest.mark.parametrize("package", NAMED)
