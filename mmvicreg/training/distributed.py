@@ -165,7 +165,7 @@ def _in_buckets(tensors: Sequence[Tensor], act: Callable[[Tensor], object]) -> N
         if full or following is None or following.dtype != tensor.dtype:
             flat = torch.cat([t.reshape(-1) for t in bucket])
             act(flat)
-            for t, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+            for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                 t.copy_(part.view(t.shape))
             bucket = []
 

@@ -137,7 +137,7 @@ class Trainer:
                 output = differentiate(self.model, batch, self._micro_batch)
             else:
                 output = network(batch)
-                output.loss.backward()  # type: ignore[no-untyped-call]
+                output.loss.backward()
         except NonFiniteError as error:
             raise self._explain(error, batch) from error
         clip(self.model, recipe.optimizer.clip_norm)
