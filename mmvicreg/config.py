@@ -27,6 +27,12 @@ from mmvicreg import registry
 from mmvicreg.errors import UserError
 from mmvicreg.registry import Registry, nearest
 
+NO_ACCUMULATION = (
+    "gradients are not accumulated over batches, because an objective over batch statistics or negatives would "
+    "then be that of the small batches; for a batch larger than memory, set training.batch_size to the whole batch "
+    "and training.micro_batch (--micro-batch) to what fits, which trains the whole batch exactly"
+)
+
 
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are forbidden, values do not change after loading."""
@@ -154,6 +160,10 @@ class TrainingConfig(Strict):
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=2)]
     """Global: over all processes."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Samples that a process embeds at once, where its part of the batch is larger than memory; null: all
+    of them. Loss and gradients stay those of the whole batch, for one forward more; but BatchNorm in a
+    branch sees micro-batches (see mmvicreg.training.microbatch)."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """``bf16`` is autocast, ``fp64`` is for checking; the objective is in float32 or better.
     ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
@@ -418,6 +428,8 @@ def _explain(problem: Any) -> str:
         return "; ".join(
             _explain({**inner, "loc": (*problem["loc"], *inner["loc"])}) for inner in context.errors()
         )
+    if problem["type"] == "extra_forbidden" and "accum" in location[-1].lower():
+        return f"unknown key '{key}': {NO_ACCUMULATION}"
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest_key(location)}"
     if problem["type"] == "missing":

@@ -193,6 +193,25 @@ def test_an_unknown_name_comes_with_the_nearest(setting: str, said: str) -> None
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "training.accumulate",
+        "training.accumulation_steps",
+        "training.gradient_accumulation",
+        "training.accumulate_grad_batches",
+        "optimizer.accum_freq",
+        "gradientAccumulationSteps",
+    ],
+)
+def test_plain_accumulation_is_refused_with_the_reason_and_the_way_out(key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        shapes(f"{key}=4")
+    assert f"unknown key '{key}': gradients are not accumulated over batches, because" in str(caught.value)
+    assert "training.micro_batch (--micro-batch)" in str(caught.value)
+    assert shapes("training.micro_batch=4").training.micro_batch == 4
+
+
+@pytest.mark.parametrize(
     ("setting", "key"),
     [
         ("training.epochs=five", "training.epochs"),

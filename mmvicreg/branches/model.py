@@ -45,6 +45,13 @@ class Batch:
         }
         return Batch(self.index.pin_memory(), views)
 
+    def rows(self, which: slice) -> Batch:
+        """Some of the samples; the tensors are views of this batch's."""
+        views = {
+            key: {name: value[which] for name, value in item.items()} for key, item in self.views.items()
+        }
+        return Batch(self.index[which], views)
+
 
 @dataclass
 class ModelOutput:
@@ -137,6 +144,10 @@ class JointModel(nn.Module):
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Embed every node of the graph and compute the objective over the global batch."""
+        return self.judge(*self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embeddings ``(n, width)`` and representations ``(n, features)`` of some samples, by node."""
         embeddings: dict[str, Tensor] = {}
         representations: dict[str, Tensor] = {}
         with self.arithmetic(batch.index.device):
@@ -145,6 +156,10 @@ class JointModel(nn.Module):
                 representations[node.name], embeddings[node.name] = self.branch(node.branch)(
                     batch.views[view]
                 )
+        return embeddings, representations
+
+    def judge(self, embeddings: Mapping[str, Tensor], representations: Mapping[str, Tensor]) -> ModelOutput:
+        """The objective over the global batch, of which these are the local rows."""
         output = self.objective(embeddings)
         return ModelOutput(
             output.loss,

@@ -35,6 +35,12 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per step over all processes.")] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples in memory at once per process; the whole batch is trained exactly all the same."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, or fp64 for checking.")] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
@@ -58,6 +64,7 @@ def train(
         "objective": method,
         "training.epochs": epochs,
         "training.batch_size": batch_size,
+        "training.micro_batch": micro_batch,
         "training.precision": precision,
         "seed": seed,
     }

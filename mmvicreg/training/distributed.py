@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmvicreg.errors import UserError
+
+BUCKET = 25 * 2**20
+"""Bytes that go over the network at once, as many as DistributedDataParallel sends."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,54 @@ def gather_rows(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def share_state(module: nn.Module) -> None:
+    """Give every process the main process's parameters and buffers."""
+    if dist.is_initialized():
+        state = [*module.parameters(), *module.buffers()]
+        _in_buckets([tensor.detach() for tensor in state], lambda flat: dist.broadcast(flat, src=0))
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes, a missing one counting as zero.
+
+    What DistributedDataParallel does during the backward pass, done once after it. A parameter without a
+    gradient on every process keeps none.
+    """
+    if not dist.is_initialized():
+        return
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        return
+    found = torch.tensor([int(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, somewhere in zip(parameters, found.tolist(), strict=True):
+        if somewhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    processes = dist.get_world_size()
+
+    def mean(flat: Tensor) -> None:
+        dist.all_reduce(flat.div_(processes))
+
+    _in_buckets(gradients, mean)
+
+
+def _in_buckets(tensors: Sequence[Tensor], act: Callable[[Tensor], object]) -> None:
+    """Apply a collective in place to many tensors, in flat pieces of one dtype and about ``BUCKET`` bytes."""
+    bucket: list[Tensor] = []
+    for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
+        bucket.append(tensor)
+        full = sum(t.nbytes for t in bucket) >= BUCKET
+        if full or following is None or following.dtype != tensor.dtype:
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            act(flat)
+            for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
+                t.copy_(part.view(t.shape))
+            bucket = []
 
 
 def under_srun() -> bool:

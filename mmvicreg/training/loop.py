@@ -12,13 +12,11 @@ import inspect
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -36,12 +34,14 @@ from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
 from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
-from mmvicreg.training.distributed import World, any_process, from_main, gather_rows
+from mmvicreg.training.distributed import World, any_process, from_main, gather_rows, share_state
 from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import RunLog, say
+from mmvicreg.training.microbatch import check_batchnorm, differentiate
 from mmvicreg.training.monitor import CollapseMonitor, Health, measure
 from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, restore_inputs
+from mmvicreg.training.signals import stop_signals
 
 # every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
 NO_BUFFER_SYNC: dict[str, Any] = (
@@ -79,6 +79,8 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
         )
         self.inputs = inputs
+        asked, local = recipe.training.micro_batch, recipe.training.batch_size // world.size
+        self._micro_batch = asked if asked is not None and asked < local else None
         self.model = self._build(inputs, content)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.monitor = CollapseMonitor(recipe.monitor)
@@ -129,12 +131,15 @@ class Trainer:
             self.step, steps_per_epoch=steps, epochs=recipe.training.epochs, schedule=recipe.schedule
         )
         set_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
         try:
-            output: ModelOutput = network(batch)
+            if self._micro_batch is not None:
+                output = differentiate(self.model, batch, self._micro_batch)
+            else:
+                output = network(batch)
+                output.loss.backward()
         except NonFiniteError as error:
             raise self._explain(error, batch) from error
-        self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
         clip(self.model, recipe.optimizer.clip_norm)
         self.optimizer.step()
         self.step += 1
@@ -234,7 +239,7 @@ class Trainer:
             branch.freeze("none" if thawed else branch.config.freeze)
             frozen.append(branch.frozen)
         self.model.train()
-        if self.world.size == 1:
+        if self.world.size == 1 or self._micro_batch is not None:
             return self.model
         if self._network is None or frozen != self._frozen:
             # which parameters are averaged is decided when the model is wrapped
@@ -261,6 +266,11 @@ class Trainer:
         if training.precision == "fp64":
             model.double()
         model.autocast = torch.bfloat16 if training.precision == "bf16" else None
+        if self._micro_batch is not None:
+            share_state(model)  # nothing else does it without DistributedDataParallel
+            note = check_batchnorm(model, training.batch_size, self._micro_batch, self.world.size)
+            if note is not None and self.world.is_main:
+                say(f"warning: {note}")
         return model
 
     def _read_samples(self) -> list[Sample]:
@@ -334,41 +344,6 @@ class Trainer:
         with progress_bar(total, "training", "step", visible=self.world.is_main) as bar:
             bar.advance(self.step)
             yield bar
-
-
-@dataclass
-class StopRequest:
-    """The first SIGINT or SIGTERM received while a block runs, and when."""
-
-    signal: int | None = None
-    at: float = 0.0
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop honours after its step.
-
-    Another one that comes more than three seconds later is obeyed at once. Sooner it may be the same one
-    again: Ctrl-C reaches every process of a terminal, and torchrun's agent then passes it on.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may handle signals
-        return
-
-    def note(number: int, _: FrameType | None) -> None:
-        if request.signal is None:
-            request.signal, request.at = number, time.monotonic()
-        elif time.monotonic() - request.at > 3:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def memory_mb(device: torch.device) -> float:

@@ -91,6 +91,14 @@ def fingerprint(folder: Path) -> dict[str, str]:
         ("--pair image-text --dataset shapes --set epochs", ["--set expects key=value", "'epochs'"]),
         ("--pair image-text --dataset shapes --epochs 0", ["training.epochs"]),
         ("--pair image-text --dataset shapes --batch-size 1", ["training.batch_size"]),
+        (
+            "--pair image-text --dataset shapes --micro-batch 0",
+            [r"training\.micro_batch: .*greater than.* 1"],
+        ),
+        (
+            "--pair image-text --dataset shapes --set training.accumulation_steps=4",
+            [r"'training\.accumulation_steps': gradients are not accumulated.*--micro-batch"],
+        ),
         ("--pair image-text --dataset shapes --precision fp8", ["training.precision.*bf16"]),
         ("--pair image-text --dataset shapes --seed -1", ["seed"]),
         ("--pair wave-mel --dataset tones --fold x", ["--fold", "'x'"]),
@@ -221,6 +229,7 @@ def test_resume_needs_a_run(train: Command, tiny_shapes: Path) -> None:
 
 def test_print_config_is_the_recipe_and_reads_back(train: Command, tmp_path: Path) -> None:
     flags = ["--pair", "wave-mel", "--dataset", "tones", "--epochs", "7", "--batch-size", "24", "--seed", "5",
+             "--micro-batch", "5",
              "--method", "barlow_twins", "--fold", "3", "--precision", "fp32", "--data-root", tmp_path / "x",
              "--set", "optimizer.lr=0.25", "--set", "training.epochs=9"]  # fmt: skip
     said = train(*flags, "--print-config")
@@ -231,6 +240,7 @@ def test_print_config_is_the_recipe_and_reads_back(train: Command, tmp_path: Pat
         recipe_path("wave-mel", "tones", None),
         {
             "training.batch_size": 24,
+            "training.micro_batch": 5,
             "training.precision": "fp32",
             "seed": 5,
             "objective": "barlow_twins",
