@@ -38,7 +38,8 @@ def follow(average: nn.Module, network: nn.Module, inputs: Any) -> Any:
 def move(average: nn.Module, network: nn.Module, *, momentum: float) -> None:
     """Parameters of the average <- momentum times themselves + (1 - momentum) times the network's."""
     parameters = [parameter.detach() for parameter in network.parameters()]
-    get_ema_multi_avg_fn(momentum)(list(average.parameters()), parameters, None)
+    average_by = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+    average_by(list(average.parameters()), parameters, None)
 
 
 def momentum_at(step: int, *, steps: int, start: float) -> float:

@@ -54,7 +54,7 @@ def pictures(recipe: Recipe, n: int = 8) -> Batch:
 
 @pytest.mark.parametrize("objective", [BYOL, SIMSIAM], ids=lambda o: str(o["name"]))
 def test_it_trains(objective: dict[str, Any], tiny_shapes: Path, tmp_path: Path) -> None:
-    recipe = two_views(tiny_shapes, objective, epochs=8)
+    recipe = two_views(tiny_shapes, objective, epochs=5)
     train(Launch(recipe, tmp_path / "run", device="cpu", workers=0))
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     losses = [line["loss"] for line in lines]
@@ -75,7 +75,7 @@ def test_it_trains(objective: dict[str, Any], tiny_shapes: Path, tmp_path: Path)
 def test_a_stopped_run_with_an_average_ends_in_the_same_bits(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = two_views(tiny_shapes, BYOL, epochs=3)
+    recipe = two_views(tiny_shapes, BYOL, epochs=2)
     train(Launch(recipe, tmp_path / "whole", device="cpu", workers=0))
     step = Trainer._step
 
@@ -105,7 +105,7 @@ def test_two_processes_follow_one(tiny_shapes: Path, tmp_path: Path) -> None:
     objective = {**BYOL, "regularise": "variance"}
     for devices in (1, 2):
         out = tmp_path / str(devices)
-        recipe = two_views(tiny_shapes, objective, epochs=2, precision="fp64")
+        recipe = two_views(tiny_shapes, objective, epochs=1, precision="fp64")
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
         done = subprocess.run(
             [
