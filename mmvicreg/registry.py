@@ -114,6 +114,8 @@ OBJECTIVES = Registry(
         "barlow_twins": "mmvicreg.objectives.barlow_twins:BarlowTwins",
         "vse": "mmvicreg.objectives.vse:VSE",
         "simclr": "mmvicreg.objectives.simclr:SimCLR",
+        "byol": "mmvicreg.objectives.byol:BYOL",
+        "simsiam": "mmvicreg.objectives.simsiam:SimSiam",
     },
     "mmvicreg.objectives",
 )

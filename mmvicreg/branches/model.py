@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmvicreg import registry
 from mmvicreg.branches.expander import expander
+from mmvicreg.branches.target import follow, momentum_at, move, moving_copy
 from mmvicreg.config import BranchConfig, Recipe
 from mmvicreg.inputs.base import Input, Item
 from mmvicreg.objectives.base import Edge, Graph, Node
@@ -134,6 +135,8 @@ class JointModel(nn.Module):
         objective = registry.OBJECTIVES.load(recipe.objective["name"])
         options = {key: value for key, value in recipe.objective.items() if key != "name"}
         self.objective = objective.from_config(options, self.graph)
+        averaged = recipe.branches if self.objective.target_momentum is not None else ()
+        self.targets = nn.ModuleDict({name: moving_copy(self.branch(name)) for name in averaged})
         self.autocast: torch.dtype | None = None
 
     def branch(self, name: str) -> Branch:
@@ -144,29 +147,51 @@ class JointModel(nn.Module):
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Embed every node of the graph and compute the objective over the global batch."""
-        return self.judge(*self.embed(batch))
+        embeddings, representations = self.embed(batch)
+        return self.judge(embeddings, representations, self.embed_targets(batch))
 
-    def embed(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embeddings ``(n, width)`` and representations ``(n, features)`` of some samples, by node."""
-        embeddings: dict[str, Tensor] = {}
-        representations: dict[str, Tensor] = {}
-        with self.arithmetic(batch.index.device):
-            for node in self.graph.nodes:
-                view = view_key(self.recipe, node)
-                representations[node.name], embeddings[node.name] = self.branch(node.branch)(
-                    batch.views[view]
-                )
-        return embeddings, representations
-
-    def judge(self, embeddings: Mapping[str, Tensor], representations: Mapping[str, Tensor]) -> ModelOutput:
+    def judge(
+        self,
+        embeddings: Mapping[str, Tensor],
+        representations: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+    ) -> ModelOutput:
         """The objective over the global batch, of which these are the local rows."""
-        output = self.objective(embeddings)
+        output = self.objective(embeddings, targets=targets) if targets else self.objective(embeddings)
         return ModelOutput(
             output.loss,
             output.terms,
             {name: z.detach() for name, z in embeddings.items()},
             {name: y.detach() for name, y in representations.items()},
         )
+
+    def embed(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embedding ``(n_local, width)`` and representation ``(n_local, features)`` of every node."""
+        embeddings: dict[str, Tensor] = {}
+        representations: dict[str, Tensor] = {}
+        with self.arithmetic(batch.index.device):
+            for node in self.graph.nodes:
+                item = batch.views[view_key(self.recipe, node)]
+                representations[node.name], embeddings[node.name] = self.branch(node.branch)(item)
+        return embeddings, representations
+
+    def embed_targets(self, batch: Batch) -> dict[str, Tensor]:
+        """What the moving averages embed every node as, without gradient; empty for a method without targets.
+
+        To be called after :meth:`embed`, so that the branches draw the same random numbers with and without.
+        """
+        embeddings: dict[str, Tensor] = {}
+        with self.arithmetic(batch.index.device):
+            for node in self.graph.nodes if self.targets else ():
+                item = batch.views[view_key(self.recipe, node)]
+                _, embeddings[node.name] = follow(self.targets[node.branch], self.branch(node.branch), item)
+        return embeddings
+
+    def move_targets(self, step: int, *, steps: int) -> None:
+        """Let the moving averages follow the branches, after the optimiser's 0-based ``step`` of ``steps``."""
+        for name, average in self.targets.items():
+            momentum = momentum_at(step, steps=steps, start=self.objective.target_momentum)
+            move(average, self.branch(name), momentum=momentum)
 
     @contextmanager
     def arithmetic(self, device: torch.device) -> Iterator[None]:

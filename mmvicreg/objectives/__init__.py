@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from mmvicreg.objectives.barlow_twins import BarlowTwins
 from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective, ObjectiveOutput
+from mmvicreg.objectives.byol import BYOL
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.simclr import SimCLR
+from mmvicreg.objectives.simsiam import SimSiam
 from mmvicreg.objectives.vicreg import VICReg
 from mmvicreg.objectives.vse import VSE
 
 __all__ = [
+    "BYOL",
     "VSE",
     "BarlowTwins",
     "Edge",
@@ -19,6 +22,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "SimCLR",
+    "SimSiam",
     "VICReg",
     "gather",
 ]

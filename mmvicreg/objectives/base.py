@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -101,6 +101,13 @@ class Objective(nn.Module, ABC):
     Config: ClassVar[type[Strict]]
     """What a recipe's ``objective:`` may say besides the name."""
     minimum_batch: ClassVar[int] = 2
+    target_momentum: float | None = None
+    """A method that is to be called with ``targets`` says where their momentum starts: the model then keeps a
+    moving average of every branch (:mod:`mmvicreg.branches.target`)."""
+    fixed_rate: bool = False
+    """Whether the schedule leaves the learning rate of the method's own parameters alone."""
+    directional: bool = False
+    """Whether the length of an embedding means nothing to the method; the monitor then leaves it out too."""
     graph: Graph | None = None
 
     @classmethod
@@ -162,6 +169,12 @@ class Objective(nn.Module, ABC):
             NonFiniteError: NaN or infinity in an embedding; the node and the rows are named.
         """
         batch, graph = self._batch(embeddings, other)
+        return self._evaluate(batch, lambda sizes: self.compute(batch, graph, sizes))
+
+    def _evaluate(
+        self, batch: Mapping[str, Tensor], compute: Callable[[tuple[int, ...]], ObjectiveOutput]
+    ) -> ObjectiveOutput:
+        """``compute`` with every process's batch size, in exact arithmetic; what is not finite is named."""
         first = next(iter(batch.values()))
         sizes = local_sizes(first.shape[0], first.device)
         if sum(sizes) < self.minimum_batch:
@@ -170,7 +183,7 @@ class Objective(nn.Module, ABC):
                 f" got {sum(sizes)}"
             )
         with exact_arithmetic(first.device.type):
-            output = self.compute(batch, graph, sizes)
+            output = compute(sizes)
         if not bool(torch.isfinite(output.loss.detach())):
             _locate(batch, sizes)
         return output

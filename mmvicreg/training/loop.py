@@ -142,15 +142,17 @@ class Trainer:
             raise self._explain(error, batch) from error
         clip(self.model, recipe.optimizer.clip_norm)
         self.optimizer.step()
+        self.model.move_targets(self.step, steps=steps * recipe.training.epochs)
         self.step += 1
         return output
 
     def _measure(self, output: ModelOutput, bar: Bar, seconds: float) -> None:
         """Write one line of metrics and judge whether a branch has collapsed."""
         health: dict[str, Health] = {}
+        directional, dead_std = self.model.objective.directional, self.recipe.monitor.dead_std
         for node in output.embeddings:
             z, y = gather_rows(output.embeddings[node]), gather_rows(output.representations[node])
-            health[node] = measure(z, y, dead_std=self.recipe.monitor.dead_std)
+            health[node] = measure(z, y, dead_std=dead_std, directional=directional)
         message, stop = self.monitor.look(self.step, health)
         if self.log is not None:
             terms = {name: float(value) for name, value in output.terms.items()}

@@ -66,15 +66,19 @@ def differentiate(model: JointModel, batch: Batch, micro_batch: int) -> ModelOut
     device = batch.index.device
     pieces = cut(model, local_sizes(len(batch.index), device), len(batch.index), micro_batch)
     states: list[list[Tensor]] = []
-    embedded: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    embedded: list[tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = []
     with torch.no_grad():
         for piece in pieces:
             states.append(_generators(device))
-            embedded.append(model.embed(batch.rows(piece)))
-    embeddings = {node: torch.cat([z[node] for z, _ in embedded]).requires_grad_() for node in embedded[0][0]}
-    representations = {node: torch.cat([y[node] for _, y in embedded]) for node in embedded[0][1]}
+            rows = batch.rows(piece)
+            embedded.append((*model.embed(rows), model.embed_targets(rows)))
+    whole, representations, targets = (
+        {node: torch.cat([part[node] for part in parts]) for node in parts[0]}
+        for parts in zip(*embedded, strict=True)
+    )
     del embedded
-    output = model.judge(embeddings, representations)
+    embeddings = {node: z.requires_grad_() for node, z in whole.items()}
+    output = model.judge(embeddings, representations, targets)
     output.loss.backward()  # type: ignore[no-untyped-call]
 
     apart = {node: torch.zeros((), device=device) for node in embeddings}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmvicreg.config import MonitorConfig
 from mmvicreg.metrics.spectrum import dead_fraction, effective_rank, mean_correlation, standard_deviations
@@ -21,7 +22,8 @@ class Health:
     """What one node's embedding (z) and representation (y) look like over a global batch.
 
     Attributes:
-        std: mean over dimensions of z's standard deviation.
+        std: mean over dimensions of z's standard deviation; of sqrt(d) z/|z| for a method that compares
+            directions only, so that 1 is spread over the whole sphere (Figure 4 shows it over sqrt(d)).
         dead: part of z's dimensions whose standard deviation is below the threshold.
         effective_rank: of z (RankMe: exponential of the entropy of its singular values).
         mean_correlation: of y, Eq. 9 for one branch.
@@ -37,9 +39,19 @@ class Health:
     representation_rank: float
 
 
-def measure(z: Tensor, y: Tensor, *, dead_std: float) -> Health:
-    """Measure an embedding ``(n, d)`` and its representation ``(n, f)``, both detached."""
+def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False) -> Health:
+    """Measure an embedding ``(n, d)`` and its representation ``(n, f)``, both detached.
+
+    Args:
+        z: the embedding.
+        y: the representation.
+        dead_std: a dimension that deviates by less is dead.
+        directional: measure z's direction: an embedding that grows while all samples point one way has
+            collapsed for a method that compares directions.
+    """
     z, y = z.float(), y.float()
+    if directional:
+        z = functional.normalize(z, dim=1) * z.shape[1] ** 0.5
     figures = torch.stack(
         [
             standard_deviations(z).mean(),

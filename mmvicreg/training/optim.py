@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -14,34 +15,44 @@ from mmvicreg.config import OptimizerConfig, ScheduleConfig
 def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[str, object]]:
     """Groups per branch: its own rate, its own decay; biases and normalisation (ndim 1) undecayed.
 
-    Parameters that start frozen are in their group already, so that thawing changes nothing here.
+    What the objective learns has the recipe's rate and decay. Parameters that start frozen are in their
+    group already, so that thawing changes nothing here. Moving averages are in none.
     """
     groups: list[dict[str, object]] = []
     for name in model.branches:
         branch = model.branch(name)
         decay = config.weight_decay if branch.config.weight_decay is None else branch.config.weight_decay
-        parameters = list(branch.parameters())
-        rate = config.lr * branch.config.lr_factor
-        for label, chosen, value in (
-            ("weights", [p for p in parameters if p.ndim > 1], decay),
-            ("biases", [p for p in parameters if p.ndim <= 1], 0.0),
-        ):
-            if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": rate,
-                        "base_lr": rate,
-                        "weight_decay": value,
-                        "name": f"{name}.{label}",
-                    }
-                )
-    rest = list(model.objective.parameters())
-    if rest:
-        groups.append(
-            {"params": rest, "lr": config.lr, "base_lr": config.lr, "weight_decay": 0.0, "name": "objective"}
+        groups += _groups(
+            name, branch.parameters(), rate=config.lr * branch.config.lr_factor, decay=decay, fixed=False
         )
-    return groups
+    return groups + _groups(
+        "objective",
+        model.objective.parameters(),
+        rate=config.lr,
+        decay=config.weight_decay,
+        fixed=model.objective.fixed_rate,
+    )
+
+
+def _groups(
+    name: str, parameters: Iterable[nn.Parameter], *, rate: float, decay: float, fixed: bool
+) -> list[dict[str, object]]:
+    every = list(parameters)
+    return [
+        {
+            "params": chosen,
+            "lr": rate,
+            "base_lr": rate,
+            "fixed_lr": fixed,
+            "weight_decay": value,
+            "name": f"{name}.{label}",
+        }
+        for label, chosen, value in (
+            ("weights", [p for p in every if p.ndim > 1], decay),
+            ("biases", [p for p in every if p.ndim <= 1], 0.0),
+        )
+        if chosen
+    ]
 
 
 def build_optimizer(model: JointModel, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -60,9 +71,10 @@ def rate_factor(step: int, *, steps_per_epoch: int, epochs: int, schedule: Sched
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to ``factor`` times its base."""
+    """Set every group's rate to ``factor`` times its base, where it is not fixed."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        # checkpoints written before a rate could be fixed do not say
+        group["lr"] = group["base_lr"] * (1.0 if group.get("fixed_lr") else factor)
 
 
 def clip(model: nn.Module, norm: float | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -95,3 +97,32 @@ def infonce(a: Tensor, b: Tensor, *, temperature: float = 0.1) -> Tensor:
     losses = [-torch.log(scores[i, i] / scores[i].sum()) for i in range(len(a))]
     losses += [-torch.log(scores[i, i] / scores[:, i].sum()) for i in range(len(a))]
     return torch.stack(losses).mean()
+
+
+def predictor(
+    z: Tensor, weights: Mapping[str, Tensor], *, norm: bool = True, epsilon: float = 1e-5
+) -> Tensor:
+    """Linear-BN-ReLU-Linear (without BN: Linear-ReLU-Linear) from its state dict, the batch's own statistics."""
+    state = {name: value.double() for name, value in weights.items()}
+    hidden = torch.einsum("ni,oi->no", z.double(), state["0.weight"]) + state["0.bias"]
+    if norm:
+        centred = hidden - hidden.mean(dim=0)
+        hidden = centred / torch.sqrt((centred**2).mean(dim=0) + epsilon)
+        hidden = hidden * state["1.weight"] + state["1.bias"]
+    last = "3" if norm else "2"
+    hidden = torch.maximum(hidden, torch.zeros_like(hidden))
+    return torch.einsum("ni,oi->no", hidden, state[f"{last}.weight"]) + state[f"{last}.bias"]
+
+
+def eq_8(p_a: Tensor, p_b: Tensor, t_a: Tensor, t_b: Tensor, *, distance: str) -> Tensor:
+    """Eq. 8 of the VICReg paper by loops over the samples."""
+
+    def one(p: Tensor, t: Tensor) -> Tensor:
+        if distance == "mse":
+            return ((p - t) ** 2).sum() / len(p)
+        cosine = (p * t).sum() / (p.norm() * t.norm())
+        return -cosine if distance == "cosine" else 2 - 2 * cosine
+
+    n = len(p_a)
+    rows = zip(p_a.double(), p_b.double(), t_a.double(), t_b.double(), strict=True)
+    return sum((one(p, t_) + one(p_, t)) / (2 * n) for p, p_, t, t_ in rows)  # type: ignore[return-value]

@@ -60,3 +60,12 @@ def test_recovery_resets_the_count() -> None:
     good = {"a": measure(healthy(), healthy(), dead_std=0.01)}
     for step, health in ((20, bad), (30, bad), (40, good), (50, good), (60, bad), (70, bad)):
         assert not monitor.look(step, health)[1]
+
+
+def test_where_only_directions_count_length_does_not_hide_a_collapse() -> None:
+    grown = 500 * constant()
+    assert measure(grown, healthy(), dead_std=0.01).dead == 0
+    assert measure(grown, healthy(), dead_std=0.01, directional=True).dead == 1
+    spread = measure(0.001 * healthy(), healthy(), dead_std=0.01, directional=True)
+    assert spread.dead == 0
+    assert spread.std == pytest.approx(1, abs=0.1)
