@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
-import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +21,10 @@ from mmvicreg.training.distributed import (
     from_main,
     join_world,
     leave_world,
-    resolve_device,
-    under_srun,
+    started_by_others,
 )
 from mmvicreg.training.log import say
+from mmvicreg.training.processes import Stopped, start_processes
 from mmvicreg.training.setup import resolve_precision
 
 
@@ -63,17 +59,23 @@ def train(launch: Launch) -> Path:
         UserError: anything of the user's that is wrong, found in any process.
         SystemExit: 128 + signal, after a checkpoint, when SIGINT or SIGTERM asked to stop.
     """
-    started_by_others = "RANK" in os.environ or under_srun()
-    if launch.devices == 1 or started_by_others:
-        _finish(_worker(launch), launch)
-    else:
-        check_devices(launch.devices, launch.device)
-        _start_agent(launch)
+    try:
+        if launch.devices == 1 or started_by_others():
+            _worker(launch)
+        else:
+            check_devices(launch.devices, launch.device)
+            start_processes(launch.devices, _worker, launch)
+    except Stopped as stopped:
+        say(
+            f"stopped by {signal.Signals(stopped.signal).name}; continue with: "
+            f"mmvicreg train --resume --out {launch.out}"
+        )
+        raise SystemExit(128 + stopped.signal) from None
     return launch.out
 
 
-def _worker(launch: Launch) -> int | None:
-    """One process's whole run; the signal that stopped it, if any."""
+def _worker(launch: Launch) -> None:
+    """One process's whole run; :class:`Stopped` when a signal ended it, after a checkpoint."""
     from mmvicreg.training.loop import Trainer
 
     world = join_world(launch.device)
@@ -83,9 +85,11 @@ def _worker(launch: Launch) -> int | None:
         if not launch.resume:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
             _together(world, lambda: create_run(run.path, run.recipe))
-        return trainer.train().stopped_by
+        stopped_by = trainer.train().stopped_by
     finally:
         leave_world()
+    if stopped_by is not None:
+        raise Stopped(stopped_by)
 
 
 def _together(world: World, action: Callable[[], Run]) -> Run:
@@ -147,69 +151,3 @@ def _workers(launch: Launch, world: World) -> int:
         return launch.workers
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     return max(1, min(8, cpu_count() // processes))
-
-
-def _finish(stopped_by: int | None, launch: Launch) -> None:
-    if stopped_by is not None:
-        say(
-            f"stopped by {signal.Signals(stopped_by).name}; continue with: mmvicreg train --resume --out {launch.out}"
-        )
-        raise SystemExit(128 + stopped_by)
-
-
-def _start_agent(launch: Launch) -> None:
-    """Run ``launch.devices`` processes under torchrun's elastic agent and pass their end on."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    resolve_device(launch.device)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=launch.devices,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn",
-        run_id=uuid.uuid4().hex,
-    )
-    # what went wrong is told in one message below; the agent would add pages of its own
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as notes:
-        try:
-            elastic_launch(config, _agent_worker)(launch, notes)
-        except ChildFailedError as error:
-            told = sorted(Path(notes).glob("error-*"))
-            if told:
-                raise UserError(told[0].read_text(encoding="utf-8")) from None
-            stopped = sorted(Path(notes).glob("signal-*"))
-            if stopped:
-                _finish(int(stopped[0].read_text()), launch)
-            raise UserError(f"a training process died: {error}") from error
-        except SignalException as error:
-            _finish(int(error.sigval), launch)
-        stopped = sorted(Path(notes).glob("signal-*"))
-        if stopped:
-            _finish(int(stopped[0].read_text()), launch)
-
-
-def _agent_worker(launch: Launch, notes: str) -> None:
-    """A process of the agent: leave a note of how it ended, since exceptions do not cross over whole."""
-    rank = os.environ["RANK"]
-    try:
-        stopped_by = _worker(launch)
-    except UserError as error:
-        (Path(notes) / f"error-{rank}").write_text(str(error), encoding="utf-8")
-        _leave(2)
-    if stopped_by is not None:
-        (Path(notes) / f"signal-{rank}").write_text(str(stopped_by), encoding="utf-8")
-        _leave(128 + stopped_by)
-
-
-def _leave(status: int) -> None:
-    """End this process at once: returning would wait for an agent that may be shutting down itself."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
