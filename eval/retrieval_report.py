@@ -75,7 +75,7 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
 def _say_search(found: Report) -> str:
     search = found["search"]
     return (
-        f"searched by FAISS ({search['index']}, {search['probes']} cells a query): of the 10 best of an exact "
+        f"searched by FAISS ({search['index']}, nprobe {search['probes']}): of the 10 best of an exact "
         f"search it finds {search['found']:.1f} %; ranks beyond {search['depth']} are not known"
     )
 

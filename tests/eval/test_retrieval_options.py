@@ -13,7 +13,8 @@ from eval_stubs import StubData, StubEncode, StubRun, recipe
 from mmvicreg.errors import UserError
 from mmvicreg.eval import ranking
 from mmvicreg.eval import retrieval as protocol
-from mmvicreg.metrics import retrieval_ranks
+from mmvicreg.metrics import RankCounts, retrieval_ranks
+from mmvicreg.metrics.approximate import Search
 from mmvicreg.samples import Sample
 
 D = 6
@@ -205,4 +206,16 @@ def test_a_search_by_faiss_gives_the_exact_report_and_says_how_it_was_found(
             "depth": 60 if name == "image_to_text" else 12,
         }
         assert found[name] == exact[name]
-    assert "searched by FAISS (IVF1,Flat, 1 cells a query)" in capsys.readouterr().out
+    assert "searched by FAISS (IVF1,Flat, nprobe 1)" in capsys.readouterr().out
+
+
+def test_ranks_that_a_search_did_not_reach_are_left_out_of_the_figures() -> None:
+    better, nobody = np.array([0, 3, 100]), np.zeros(3, np.int64)
+    for known, median in (([True, True, False], 4.0), ([True, False, False], None)):
+        counts = RankCounts(better, nobody, nobody + 1, np.array(known))
+        found = [(counts, Search("IVF9,Flat", 3, 100, 98.5))]
+        report = protocol.Direction(found, [5000], [nobody + 1]).report()
+        assert report["median_rank"] == median
+        assert report["mean_rank"] is None
+        assert report["R@5"] == pytest.approx(200 / 3)
+        assert report["search"] == {"index": "IVF9,Flat", "probes": 3, "depth": 100, "found": 98.5}
