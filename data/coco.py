@@ -254,6 +254,7 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
                 image["file_name"],
                 path,
             ),
+            caption_ids=tuple(str(annotation["id"]) for annotation in coco.imgToAnns.get(image["id"], [])),
         )
         for image in images
     ]

@@ -2,7 +2,7 @@
 
 From https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json, dataset_flickr8k.json,
 dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?, "split", "sentences":
-[{"raw", "tokens"}], "cocoid"?}]}``.
+[{"raw", "tokens", "sentid"?}], "cocoid"?}]}``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class KarpathyFile:
                 missing.append(entry.name)
                 continue
             captions = check_captions(entry.captions, entry.name, self._path)
-            samples.append(Sample(id=entry.id, image=image, captions=captions))
+            samples.append(Sample(id=entry.id, image=image, captions=captions, caption_ids=entry.caption_ids))
         if missing:
             where = " or ".join(str(self._root / folder) for folder in self._folders)
             raise UserError(
@@ -88,7 +88,7 @@ class KarpathyFile:
 class _Entry:
     """One picture of the list."""
 
-    __slots__ = ("captions", "filepath", "id", "name", "split")
+    __slots__ = ("caption_ids", "captions", "filepath", "id", "name", "split")
 
     def __init__(self, image: Any, position: int, source: Path) -> None:
         if not isinstance(image, Mapping):
@@ -103,6 +103,9 @@ class _Entry:
             raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
         self.split = split
         self.captions = [_sentence(sentence) for sentence in sentences]
+        ids = [sentence.get("sentid") for sentence in sentences if isinstance(sentence, Mapping)]
+        # in COCO's file a sentid is the annotation's id; elsewhere Karpathy's own count
+        self.caption_ids = tuple(map(str, ids)) if None not in ids and len(ids) == len(sentences) else ()
 
     def places(self, folder: Path) -> list[Path]:
         """Where the picture may lie below ``folder``, likeliest first."""

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,23 @@ def origin(run: Run, command: str) -> Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write JSON whole or not at all: to a temporary file beside ``path``, flushed, then renamed.
+    """Write JSON whole or not at all (see :func:`write_file`)."""
+    write_file(path, [json.dumps(report, indent=2, allow_nan=False) + "\n"])
+
+
+def write_file(path: Path, parts: Iterable[str]) -> None:
+    """Write text whole or not at all: to a temporary file beside ``path``, flushed, then renamed.
 
     Raises:
         UserError: the folder cannot be written to.
     """
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes files that nobody else can read

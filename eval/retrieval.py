@@ -8,28 +8,37 @@ count, everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table as RichTable
 
-from mmvicreg.config import EdgeConfig
-from mmvicreg.datasets import evaluation_split, open_dataset
+from mmvicreg.config import EdgeConfig, EvaluationConfig
 from mmvicreg.encode import Encoded, encode
 from mmvicreg.errors import UserError
-from mmvicreg.eval.output import Report, command_line, console, number, origin, write_report
-from mmvicreg.eval.published import published
-from mmvicreg.metrics import RankCounts, chance_recall, mean_rank, median_rank, rank_counts
+from mmvicreg.eval.export import DEPTH, check_export, write_ranking
+from mmvicreg.eval.output import Report, command_line, console, origin, write_report
+from mmvicreg.eval.ranking import (
+    Found,
+    SearchName,
+    best_candidates,
+    check_search,
+    choose_search,
+    count_ranks,
+)
+from mmvicreg.eval.retrieval_report import RECALLS, published_rows, show
+from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
-from mmvicreg.runs import Run
+from mmvicreg.runs import Run, evaluation_data
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.training.distributed import World
+from mmvicreg.training.processes import on_processes
 
 Protocol: TypeAlias = Literal["5k", "1k-5fold", "all"]
-RECALLS = (1, 5, 10)
+Space: TypeAlias = Literal["embedding", "representation"]
 CAPTIONS = 5
 """Captions per picture; COCO has six or seven of some."""
 _FULL, _FOLD = 5000, 1000
@@ -40,23 +49,24 @@ class Direction:
     """One direction's queries over one gallery or, for ``1k-5fold``, over several of one size.
 
     Attributes:
-        counts: per gallery, how the candidates of each query compare.
+        found: per gallery, how the candidates of each query compare, and how they were searched.
         gallery: candidates of a query, in each gallery.
         own: per gallery, how many of them are right, per query ``(q,)``.
     """
 
-    counts: Sequence[RankCounts]
+    found: Sequence[Found]
     gallery: Sequence[int]
     own: Sequence[npt.NDArray[np.int64]]
 
     def report(self) -> Report:
-        """Recall in percent and 1-based ranks, each the mean over galleries; sizes; chance."""
+        """Recall in percent and 1-based ranks (None: not known), each the mean over galleries; sizes; chance."""
         galleries = sorted(set(self.gallery))
-        return {
-            **{f"R@{k}": float(np.mean([counts.recall(k) for counts in self.counts])) for k in RECALLS},
-            "median_rank": float(np.mean([median_rank(counts.ranks) for counts in self.counts])),
-            "mean_rank": float(np.mean([mean_rank(counts.ranks) for counts in self.counts])),
-            "queries": sum(len(counts.better) for counts in self.counts),
+        counts = [part[0] for part in self.found]
+        report: Report = {
+            **{f"R@{k}": float(np.mean([part.recall(k) for part in counts])) for k in RECALLS},
+            "median_rank": _finite(np.mean([median_rank(part.ranks) for part in counts])),
+            "mean_rank": _finite(np.mean([mean_rank(part.ranks) for part in counts])),
+            "queries": sum(len(part.better) for part in counts),
             "gallery": galleries[0] if len(galleries) == 1 else float(np.mean(self.gallery)),
             "chance": {
                 f"R@{k}": float(
@@ -65,6 +75,40 @@ class Direction:
                 for k in RECALLS
             },
         }
+        searches = [search for _, search in self.found if search is not None]
+        if searches:
+            report["search"] = asdict(searches[0]) | {"found": float(np.mean([s.found for s in searches]))}
+        return report
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`run` was asked for, besides the run."""
+
+    data_root: Path | None
+    dataset: str | None
+    split: str | None
+    protocol: Protocol
+    space: Space | None
+    similarity: Similarity | None
+    search: SearchName
+    export: Path | None
+    export_depth: int
+
+    def resolved(self, recipe: EvaluationConfig) -> EvaluationConfig:
+        """The recipe's way of reading branches, unless another was asked for."""
+        asked = {"space": self.space, "similarity": self.similarity}
+        return EvaluationConfig.model_validate(
+            recipe.model_dump() | {key: value for key, value in asked.items() if value is not None}
+        )
+
+    def command(self, run: Run, split: str) -> str:
+        """The command that gives the same result again."""
+        options = {"split": split, "protocol": self.protocol, "data-root": self.data_root}
+        options |= {"dataset": self.dataset, "space": self.space, "similarity": self.similarity}
+        return command_line(
+            "retrieval", run.path, options | {"search": None if self.search == "auto" else self.search}
+        )
 
 
 def run(
@@ -74,6 +118,13 @@ def run(
     dataset: str | None = None,
     split: str | None = None,
     protocol: Protocol = "all",
+    space: Space | None = None,
+    similarity: Similarity | None = None,
+    search: SearchName = "auto",
+    export: Path | None = None,
+    export_depth: int = DEPTH,
+    devices: int = 1,
+    device: str = "auto",
 ) -> Report:
     """Judge a run by retrieval, print the table, write ``eval/retrieval-<split>.json`` into the run folder.
 
@@ -89,6 +140,15 @@ def run(
         split: None: the recipe's ``eval_split``, else ``test`` where there is one, else ``val``; for data in
             folds the held-out fold.
         protocol: ``5k``, ``1k-5fold`` or ``all``.
+        space: ``embedding`` or ``representation``; None: the recipe's. Another than the recipe's is added
+            to the file's name, and so is another similarity.
+        similarity: ``cosine``, ``dot`` or ``euclidean``; None: the recipe's.
+        search: ``exact`` scores every candidate, in float64; ``faiss`` those it finds; ``auto`` is exact up
+            to a million candidates.
+        export: also write the ranking there, exact and of the whole split (see :mod:`mmvicreg.eval.export`).
+        export_depth: candidates per query in it.
+        devices: processes on this machine that share the work; the result is the same for any number.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
         What was written: per direction ``R@1``, ``R@5``, ``R@10`` and ``chance`` in percent, 1-based
@@ -96,15 +156,34 @@ def run(
         what it was measured on.
 
     Raises:
-        UserError: no such split or protocol, a protocol that does not fit the number of images, no edge to
-            judge, embeddings that cannot be compared.
+        UserError: no such split, protocol, space, similarity or search, a protocol that does not fit the
+            images and their captions, no edge to judge, embeddings that cannot be compared, an export that
+            is there already.
     """
     check_protocol(protocol)
+    _check_reading(space, similarity)
+    check_search(search)
+    check_export(export, export_depth)
     edges = _edges(run)
-    data, samples, name = _open(run, data_root=data_root, dataset=dataset, split=split)
-    _check_size(protocol, data, name, len(samples))
-    model = run.model()
-    judged = run.recipe.evaluation
+    if export is not None and not (len(edges) == 1 and _is_text(run, _sides(run, edges[0])[1])):
+        raise UserError(
+            "--export is the ranking of one edge between pictures and captions; this run has another"
+        )
+    settings = Settings(data_root, dataset, split, protocol, space, similarity, search, export, export_depth)
+    return on_processes(devices, device, _judge_run, run, settings)
+
+
+def _judge_run(world: World, run: Run, settings: Settings) -> Report:
+    """The whole protocol, on each of the processes; the main one prints and writes."""
+    edges = _edges(run)
+    data, samples, split = evaluation_data(
+        run, root=settings.data_root, dataset=settings.dataset, split=settings.split
+    )
+    branches = dict.fromkeys(end for edge in edges for end in (edge.a, edge.b))
+    texts = [branch for branch in branches if _is_text(run, branch)]
+    _check_size(settings.protocol, data, split, samples, captions=bool(texts))
+    judged = settings.resolved(run.recipe.evaluation)
+    model = run.model(device=world.device.type)
     encoded: dict[str, Encoded] = {
         branch: encode(
             model,
@@ -113,96 +192,57 @@ def run(
             space=judged.space,
             batch_size=judged.batch_size,
             captions=CAPTIONS,
-            description=f"encoding {name} with {branch}",
+            description=f"encoding {split} with {branch}",
+            world=world,
         )
-        for branch in dict.fromkeys(end for edge in edges for end in (edge.a, edge.b))
+        for branch in branches
     }
     directions: Report = {}
     for edge in edges:
-        directions |= _judge(run, edge, encoded, len(samples), protocol)
+        directions |= _judge(world, run, edge, encoded, len(samples), settings)
     own_data = data.name == run.recipe.dataset.name
-    texts = [len(e.owner) for branch, e in encoded.items() if run.recipe.branches[branch].input == "text"]
+    rows = published_rows(data, split, len(samples), settings.protocol)
     report: Report = {
         **directions,
         "rsum": sum(direction[f"R@{k}"] for direction in directions.values() for k in RECALLS),
-        "protocol": protocol,
+        "protocol": settings.protocol,
         "dataset": data.name,
-        "split": name,
+        "split": split,
         "samples": len(samples),
-        "captions": texts[0] if texts else None,
+        "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
-        "seen_in_pretraining": own_data and _seen(run, name),
+        "seen_in_pretraining": own_data and _seen(run, split),
         "space": judged.space,
         "similarity": judged.similarity,
-        "published": _published_rows(data, name, len(samples), protocol),
-        **origin(
-            run,
-            command_line(
-                "retrieval",
-                run.path,
-                {"split": name, "protocol": protocol, "data-root": data_root, "dataset": dataset},
-            ),
-        ),
+        "published": rows,
+        **origin(run, settings.command(run, split)),
     }
-    file = f"retrieval-{name}.json" if own_data else f"retrieval-{data.name}-{name}.json"
-    write_report(run.path / "eval" / file, report)
-    show(report, run.path / "eval" / file, list(directions))
+    if world.is_main:
+        words = ["retrieval", *([] if own_data else [data.name]), split]
+        words += [value for value in (judged.space, judged.similarity) if judged != run.recipe.evaluation]
+        file = run.path / "eval" / f"{'-'.join(words)}.json"
+        write_report(file, report)
+        show(report, file, list(directions))
+    if settings.export is not None:
+        _export(world, run, edges[0], encoded, samples, settings)
     return report
 
 
-def show(report: Report, file: Path, directions: Sequence[str]) -> None:
-    """Print a report as a table, with chance and, where the paper has them, its rows."""
-    out = console()
-    count = f"{report['samples']:,} samples"
-    if report["captions"] is not None:
-        count = (
-            f"{report['samples']:,} images, {report['captions']:,} captions ({report['captions_per_image']})"
-        )
-    out.print(
-        f"Retrieval, {report['dataset']} {report['split']}, protocol {report['protocol']}: {count}",
-        style="bold",
-        soft_wrap=True,
-    )
-    table = RichTable()
-    for column in ("direction", "", *(f"R@{k}" for k in RECALLS), "median", "mean", "queries", "gallery"):
-        table.add_column(column, justify="left" if column in ("direction", "") else "right", no_wrap=True)
-    for name in directions:
-        found = report[name]
-        words = name.replace("_to_", " to ")
-        table.add_row(
-            words,
-            "this run",
-            *(number(found[f"R@{k}"]) for k in RECALLS),
-            number(found["median_rank"]),
-            number(found["mean_rank"]),
-            f"{found['queries']:,}",
-            f"{found['gallery']:,}",
-            style="bold",
-        )
-        table.add_row("", "chance", *(f"{found['chance'][f'R@{k}']:.2f}" for k in RECALLS), style="dim")
-        for row in report["published"]:
-            values = [row.get(f"{name} R@{k}") for k in RECALLS]
-            table.add_row("", f"{row['method']} (paper)", *(number(value) for value in values))
-        table.add_section()
-    out.print(table)
-    out.print(
-        f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
-        f"run {report['run']} after epoch {report['epoch']}.",
-        soft_wrap=True,
-    )
-    if report["seen_in_pretraining"]:
-        out.print("The run was pretrained on samples of this split: this measures memory.", soft_wrap=True)
-    if report["published"]:
-        out.print(
-            "Paper: Table 3 with its two directions put right; in print they stand under each other's "
-            "heading (VSE++'s own paper and code have them as here).",
-            soft_wrap=True,
-        )
-    else:
-        out.print(
-            f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True
-        )
-    out.print(f"Written: {file}", soft_wrap=True)
+def _export(
+    world: World,
+    run: Run,
+    edge: EdgeConfig,
+    encoded: Mapping[str, Encoded],
+    samples: Sequence[Sample],
+    settings: Settings,
+) -> None:
+    assert settings.export is not None
+    a, b = _sides(run, edge)
+    similarity = settings.resolved(run.recipe.evaluation).similarity
+    forth, back = best_candidates(world, encoded[a], encoded[b], settings.export_depth, similarity=similarity)
+    if world.is_main:
+        write_ranking(settings.export, samples, encoded[b].owner, forth, back)
+        console().print(f"Ranking written: {settings.export}", soft_wrap=True)
 
 
 def check_protocol(protocol: str) -> None:
@@ -227,60 +267,81 @@ def _edges(run: Run) -> list[EdgeConfig]:
     return edges
 
 
-def _open(
-    run: Run, *, data_root: Path | None, dataset: str | None, split: str | None
-) -> tuple[DataSet, list[Sample], str]:
-    settings = run.recipe.dataset
-    if dataset is None or dataset == settings.name:
-        data = run.dataset(root=data_root)
-        name = evaluation_split(data, split or settings.eval_split, fold=settings.fold)
-    else:
-        data = open_dataset(dataset, root=data_root)
-        name = evaluation_split(data, split)
-    samples = data.samples(name)
-    if not samples:
-        raise UserError(f"the split '{name}' of {data.name} at {data.root} is empty")
-    return data, samples, name
+def _check_reading(space: Space | None, similarity: Similarity | None) -> None:
+    for kind, asked, known in (
+        ("space", space, get_args(Space)),
+        ("similarity", similarity, get_args(Similarity)),
+    ):
+        if asked is not None and asked not in known:
+            raise UserError(f"unknown {kind} '{asked}'{nearest(asked, known)} Known: {', '.join(known)}.")
 
 
-def _check_size(protocol: Protocol, data: DataSet, split: str, images: int) -> None:
-    if protocol != "all" and images != _FULL:
+def _check_size(
+    protocol: Protocol, data: DataSet, split: str, samples: Sequence[Sample], *, captions: bool
+) -> None:
+    if protocol == "all":
+        return
+    where = f"the split '{split}' of {data.name} at {data.root}"
+    if len(samples) != _FULL:
         raise UserError(
-            f"--protocol {protocol} is defined on {_FULL:,} images, and the split '{split}' of {data.name} "
-            f"at {data.root} has {images:,}; use --protocol all"
+            f"--protocol {protocol} is defined on {_FULL:,} images, and {where} has {len(samples):,}; "
+            "use --protocol all"
         )
+    few = [sample for sample in samples if len(sample.captions) < CAPTIONS] if captions else []
+    if few:
+        raise UserError(
+            f"--protocol {protocol} takes the first {CAPTIONS} captions of each image, and {len(few):,} images "
+            f"of {where} have fewer, first '{few[0].id}' with {len(few[0].captions)}; use --protocol all"
+        )
+
+
+def _is_text(run: Run, branch: str) -> bool:
+    return run.recipe.branches[branch].input == "text"
+
+
+def _sides(run: Run, edge: EdgeConfig) -> tuple[str, str]:
+    """The two ends of an edge; the one with several rows per sample, if any, comes second."""
+    return (edge.b, edge.a) if _is_text(run, edge.a) else (edge.a, edge.b)
 
 
 def _judge(
-    run: Run, edge: EdgeConfig, encoded: dict[str, Encoded], samples: int, protocol: Protocol
+    world: World,
+    run: Run,
+    edge: EdgeConfig,
+    encoded: Mapping[str, Encoded],
+    samples: int,
+    settings: Settings,
 ) -> Report:
-    # The side with several rows per sample, if any, takes the captions' part.
-    a, b = edge.a, edge.b
-    if run.recipe.branches[a].input == "text":
-        a, b = b, a
+    a, b = _sides(run, edge)
     x, y = encoded[a], encoded[b]
+    judged = settings.resolved(run.recipe.evaluation)
     if x.vectors.shape[1] != y.vectors.shape[1]:
         raise UserError(
-            f"the branches {a} and {b} of {run.path} have {run.recipe.evaluation.space}s of "
+            f"the branches {a} and {b} of {run.path} have {judged.space}s of "
             f"{x.vectors.shape[1]} and {y.vectors.shape[1]} dimensions, which cannot be compared; "
-            "they can in the embedding space (evaluation.space in the run's recipe.yaml)"
+            "they can in the embedding space (--space embedding, or evaluation.space in the run's recipe.yaml)"
         )
-    step = _FOLD if protocol == "1k-5fold" else samples
-    one_to_many, many_to_one, right, many, one = [], [], [], [], []
+    step = _FOLD if settings.protocol == "1k-5fold" else samples
+    search = choose_search(settings.search, len(y.owner), visible=world.is_main)
+    forth, back, right, many, one = [], [], [], [], []
     for start in range(0, samples, step):
-        rows = (y.owner >= start) & (y.owner < start + step)
-        images = x.vectors[start : start + step]
-        owner = y.owner[rows] - start
-        forth, back = rank_counts(images, y.vectors[rows], owner, similarity=run.recipe.evaluation.similarity)
-        one_to_many.append(forth)
-        many_to_one.append(back)
-        right.append(np.bincount(owner, minlength=len(images)))
-        many.append(len(owner))
-        one.append(len(images))
+        first, last = np.searchsorted(y.owner, [start, start + step])
+        images = Encoded(x.vectors[start : start + step], x.owner[start : start + step] - start)
+        captions = Encoded(y.vectors[first:last], y.owner[first:last] - start)
+        found = count_ranks(world, images, captions, similarity=judged.similarity, search=search)
+        forth.append(found[0])
+        back.append(found[1])
+        right.append(np.bincount(captions.owner, minlength=len(images.owner)))
+        many.append(len(captions.owner))
+        one.append(len(images.owner))
     return {
-        f"{a}_to_{b}": Direction(one_to_many, many, right).report(),
-        f"{b}_to_{a}": Direction(many_to_one, one, [np.ones(m, np.int64) for m in many]).report(),
+        f"{a}_to_{b}": Direction(forth, many, right).report(),
+        f"{b}_to_{a}": Direction(back, one, [np.ones(m, np.int64) for m in many]).report(),
     }
+
+
+def _finite(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _captions_per_image(samples: Sequence[Sample]) -> str:
@@ -299,12 +360,3 @@ def _seen(run: Run, split: str) -> bool:
         return parts != {f"fold{run.recipe.dataset.fold}"}
     trained = set(run.recipe.dataset.train_split.split("+"))
     return "all" in parts | trained or bool(parts & trained)
-
-
-def _published_rows(data: DataSet, split: str, images: int, protocol: Protocol) -> list[Report]:
-    """Rows of Table 3 where they are comparable: Karpathy's whole COCO test split as one gallery."""
-    karpathy = data.name == "coco" and getattr(data, "layout", None) == "karpathy"
-    if not (karpathy and split == "test" and images == _FULL and protocol in ("5k", "all")):
-        return []
-    table = published(3)
-    return [{"method": row.method, **dict(zip(table.columns, row.values, strict=True))} for row in table.rows]

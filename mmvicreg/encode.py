@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,6 +17,7 @@ from mmvicreg.inputs.base import Input, Item
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
+from mmvicreg.training.distributed import World, exchange_rows, shares
 from mmvicreg.training.loader import Failure, begin_worker, end_workers
 
 
@@ -28,8 +30,23 @@ class Encoded:
         owner: int64 ``(m,)``: the sample each row was made from.
     """
 
-    vectors: np.ndarray
-    owner: np.ndarray
+    vectors: npt.NDArray[np.float32]
+    owner: npt.NDArray[np.int64]
+
+
+def row_ids(samples: Sequence[Sample], owner: npt.NDArray[np.int64], *, text: bool) -> list[str]:
+    """An id for every row that :func:`encode` gives: the sample's, or, for a text branch, the caption's.
+
+    Args:
+        samples: what was encoded.
+        owner: ``(m,)``, as :class:`Encoded` has it.
+        text: whether the rows are captions.
+    """
+    if not text:
+        return [samples[index].id for index in owner]
+    starts = np.searchsorted(owner, owner)  # a sample's captions lie together, in order
+    places = np.arange(len(owner)) - starts
+    return [samples[i].caption_id(int(place)) for i, place in zip(owner, places, strict=True)]
 
 
 class _Rows(Dataset["Item | Failure"]):
@@ -68,10 +85,12 @@ def encode(
     captions: int | None = None,
     description: str = "",
     workers: int = 2,
+    world: World | None = None,
 ) -> Encoded:
     """Run ``samples`` through one branch, in evaluation mode and in float32.
 
-    A text branch gives one row per caption, in order; every other branch one row per sample.
+    A text branch gives one row per caption, in order; every other branch one row per sample. Several
+    processes share the work by whole batches, the same batches whatever their number, and all get all rows.
 
     Args:
         model: a model in evaluation mode.
@@ -82,6 +101,7 @@ def encode(
         captions: take only the first so many captions of each sample; None takes all.
         description: words for the progress bar; empty names the branch.
         workers: processes that read samples.
+        world: this process among those that encode the same samples; None: it is alone.
 
     Raises:
         UserError: no such branch, a sample that cannot be read, or a vector that is not finite.
@@ -95,13 +115,21 @@ def encode(
     if part.config.input == "text":
         rows = [(i, c) for i, sample in enumerate(samples) for c in range(len(sample.captions[:captions]))]
     device = next(model.parameters()).device
-    parts: list[np.ndarray] = []
-    with progress_bar(len(rows), description or f"encoding {branch}", "row") as bar:
-        for item in _load(_Rows(model.inputs[part.config.input], samples, rows), batch_size, workers):
+    width = part.encoder.out_features if space == "representation" else part.config.expander.widths[-1]
+    vectors = np.empty((len(rows), int(width)), np.float32)
+    rank, size = (world.rank, world.size) if world is not None else (0, 1)
+    bounds = shares(len(rows), size, unit=batch_size)
+    place, last = bounds[rank], bounds[rank + 1]
+    own = _Rows(model.inputs[part.config.input], samples, rows[place:last])
+    what = description or f"encoding {branch}"
+    with progress_bar(last - place, what, "row", visible=rank == 0) as bar:
+        for item in _load(own, batch_size, workers):
             y, z = part({name: value.to(device) for name, value in item.items()})
-            parts.append((z if space == "embedding" else y).float().cpu().numpy())
-            bar.advance(len(parts[-1]))
-    vectors = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+            found = (z if space == "embedding" else y).float().cpu().numpy()
+            vectors[place : place + len(found)] = found
+            place += len(found)
+            bar.advance(len(found))
+    exchange_rows(torch.from_numpy(vectors), bounds, device)
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         index = rows[int(np.flatnonzero(~finite)[0])][0]
@@ -113,6 +141,8 @@ def encode(
 
 
 def _load(rows: _Rows, batch_size: int, workers: int) -> Iterator[Item]:
+    if not len(rows):
+        return
     loader = DataLoader(
         rows,
         batch_size,

@@ -15,7 +15,7 @@ from mmvicreg.errors import UserError
 
 if TYPE_CHECKING:
     from mmvicreg.branches.model import JointModel
-    from mmvicreg.samples import DataSet
+    from mmvicreg.samples import DataSet, Sample
 
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
@@ -82,6 +82,35 @@ class Run:
 
         place = root if root is not None else self.recipe.dataset.root
         return open_dataset(self.recipe.dataset.name, root=Path(place) if place is not None else None)
+
+
+def evaluation_data(
+    run: Run, *, root: Path | None = None, dataset: str | None = None, split: str | None = None
+) -> tuple[DataSet, list[Sample], str]:
+    """What a run is to be judged on: a data set, its samples, and the name of their split.
+
+    Args:
+        run: an opened run.
+        root: where the data is; None: where it was in training.
+        dataset: another data set than the run's own, by name.
+        split: None: the recipe's ``eval_split``, else the held-out fold, else ``test``, else ``val``.
+
+    Raises:
+        UserError: no such data set or split, or nothing in it.
+    """
+    from mmvicreg.datasets import evaluation_split, open_dataset
+
+    settings = run.recipe.dataset
+    if dataset is None or dataset == settings.name:
+        data = run.dataset(root=root)
+        name = evaluation_split(data, split or settings.eval_split, fold=settings.fold)
+    else:
+        data = open_dataset(dataset, root=root)
+        name = evaluation_split(data, split)
+    samples = data.samples(name)
+    if not samples:
+        raise UserError(f"the split '{name}' of {data.name} at {data.root} is empty")
+    return data, samples, name
 
 
 def open_run(path: Path) -> Run:

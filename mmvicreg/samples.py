@@ -19,6 +19,7 @@ class Sample:
         label: class index into ``DataSet.classes``.
         fold: 1-based fold, for data sets published in folds.
         group: the source a fragment was cut from; groups never straddle folds.
+        caption_ids: the publisher's id of each caption (COCO's annotation id), where it gives them.
     """
 
     id: str
@@ -28,6 +29,11 @@ class Sample:
     label: int | None = None
     fold: int | None = None
     group: str | None = None
+    caption_ids: tuple[str, ...] = ()
+
+    def caption_id(self, position: int) -> str:
+        """The publisher's id of one caption; where there is none, ``<sample id>#<position>``, from 0."""
+        return self.caption_ids[position] if self.caption_ids else f"{self.id}#{position}"
 
 
 class DataSet(Protocol):

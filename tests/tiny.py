@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmvicreg.branches.model import build_inputs
 from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.datasets import open_dataset
+from mmvicreg.runs import Run, create_run
+from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.setup import build_model
 
 IMAGE_TEXT = (
     "inputs.image.size=32",
@@ -53,3 +58,24 @@ def as_flags(pair: str, root: Path, *settings: str) -> list[str]:
     name, shrink = ("shapes", IMAGE_TEXT) if pair == "image-text" else ("tones", WAVE_MEL)
     flags = ["--pair", pair, "--dataset", name, "--data-root", str(root)]
     return flags + [part for setting in (*shrink, *settings) for part in ("--set", setting)]
+
+
+def untrained_run(path: Path, recipe: Recipe) -> Run:
+    """A run folder as training leaves it, with the initial weights for trained ones."""
+    assert recipe.dataset.root is not None
+    data = open_dataset(recipe.dataset.name, root=Path(recipe.dataset.root))
+    inputs = build_inputs(recipe)
+    for source in inputs.values():
+        source.fit(data.samples(data.splits()[0]))
+    model = build_model(recipe, inputs)
+    run = create_run(path, recipe)
+    content = {
+        "model": model.state_dict(),
+        "inputs": {name: source.state() for name, source in inputs.items()},
+        "optimizer": {},
+        "monitor": {},
+        "data": {"samples": 0, "names": ""},
+        "position": {"step": 3, "epoch": 2, "seconds": 1.0},
+    }
+    save_checkpoint(run.checkpoints, 3, content, keep=1)
+    return run

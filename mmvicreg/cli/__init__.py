@@ -8,6 +8,7 @@ import typer
 
 import mmvicreg.cli.bench as bench
 import mmvicreg.cli.data as data
+import mmvicreg.cli.embed as embed
 import mmvicreg.cli.evaluate as evaluate
 import mmvicreg.cli.train as train
 from mmvicreg.errors import UserError
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.add_typer(evaluate.app, name="eval")
+app.command("embed")(embed.embed)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,22 +22,41 @@ DataRoot = Annotated[
     Path | None, typer.Option(help="Where the data is. Default: where it was in training.", metavar="DIR")
 ]
 Dataset = Annotated[str | None, typer.Option(help="Another data set than the run's own, by name.")]
+Split = Annotated[
+    str | None, typer.Option(help="Default: test, else val; for data in folds the held-out one.")
+]
+Devices = Annotated[int, typer.Option(help="Processes on this machine that share the work.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 @app.command("retrieval")
 def retrieval(
     run: RunArgument = None,
-    split: Annotated[
-        str | None, typer.Option(help="Default: test, else val; for data in folds the held-out one.")
-    ] = None,
+    split: Split = None,
     protocol: Annotated[
         str,
         typer.Option(
             help="5k: COCO's 5 000 test images; 1k-5fold: mean of five folds of them; all: the whole split."
         ),
     ] = "all",
+    space: Annotated[
+        str | None, typer.Option(help="embedding or representation. Default: the recipe's.")
+    ] = None,
+    similarity: Annotated[
+        str | None, typer.Option(help="cosine, dot or euclidean. Default: the recipe's.")
+    ] = None,
+    search: Annotated[
+        str, typer.Option(help="exact, faiss, or auto: exact up to a million candidates.")
+    ] = "auto",
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Also write the ranking to this JSON file, by ids, as ECCV Caption reads it."),
+    ] = None,
+    export_depth: Annotated[int, typer.Option(help="Candidates per query in --export.")] = 200,
     data_root: DataRoot = None,
     dataset: Dataset = None,
+    devices: Devices = 1,
+    device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
     """Recall at 1, 5, 10 and ranks between two branches, both directions."""
@@ -46,7 +66,20 @@ def retrieval(
     judge = registry.PROTOCOLS.load("retrieval")
     _check_dataset(dataset)
     path = run if run is not None else _newest(runs, ["image-text"])
-    judge(open_run(path), data_root=data_root, dataset=dataset, split=split, protocol=protocol)
+    judge(
+        open_run(path),
+        data_root=data_root,
+        dataset=dataset,
+        split=split,
+        protocol=protocol,
+        space=space,
+        similarity=similarity,
+        search=search,
+        export=export,
+        export_depth=export_depth,
+        devices=devices,
+        device=device,
+    )
 
 
 @app.command("linear")
@@ -77,11 +110,13 @@ def _newest(base: Path, pairs: Sequence[str]) -> Path:
     from mmvicreg.runs import newest_run
 
     path = newest_run(base, pairs=pairs).path
-    typer.echo(f"newest run: {path}")
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        typer.echo(f"newest run: {path}")
     return path
 
 
 def _check_dataset(name: str | None) -> None:
+    """A data set that is asked for must be known."""
     from mmvicreg.registry import DATASETS
 
     if name is not None and name not in DATASETS.names():

@@ -11,33 +11,31 @@ own candidate counts, the others never count for or against. The rank is zero-ba
 so a tie is counted in the middle. Counting only the better ones gives a collapsed model, for which all
 candidates tie, a perfect score; counting all gives the worst.
 
-What a tie is. A score is a sum of ``d`` products, and which of two equal sums comes out larger depends on
-the order of summation, which a BLAS chooses by block shape, machine and thread. Scores closer than the
-worst case of that rounding in float64, ``(2 d + 8) eps`` times the largest possible score, are therefore
-tied. For unit vectors of 1 024 dimensions that is 5e-13, far below what float32 embeddings can tell apart.
-It makes ranks the same for any block size and makes copies of one vector tie exactly.
+What a tie is, :mod:`mmvicreg.metrics.scores` says: scores that rounding in float64 cannot tell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from mmvicreg.errors import UserError
-from mmvicreg.registry import nearest
-
-Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
-Vectors: TypeAlias = npt.NDArray[np.floating] | Tensor
-Floats: TypeAlias = npt.NDArray[np.float64]
-Integers: TypeAlias = npt.NDArray[np.int64]
-
-_TILE = 4096
-"""Images per product: with the default block a tile of scores is 8 MB."""
+from mmvicreg.metrics.scores import (
+    TILE,
+    Floats,
+    Geometry,
+    Integers,
+    Rows,
+    Similarity,
+    Vectors,
+    blocks,
+    checked_rows,
+    checked_vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,20 @@ class RankCounts:
         better: ``(q,)`` int64, other candidates that score better.
         tied: ``(q,)`` int64, other candidates that score the same.
         own: ``(q,)`` int64, own candidates tied for best, at least 1.
+        known: ``(q,)`` bool, false where a search ended before it met the best own candidate, so that only
+            the least that ``better`` can be is known; None: all are known.
     """
 
     better: Integers
     tied: Integers
     own: Integers
+    known: npt.NDArray[np.bool_] | None = None
 
     @property
     def ranks(self) -> Floats:
-        """``(q,)`` float64 zero-based ranks, ties in the middle."""
-        return self.better + self.tied / 2
+        """``(q,)`` float64 zero-based ranks, ties in the middle; infinite where not known."""
+        ranks = self.better + self.tied / 2
+        return ranks if self.known is None else np.where(self.known, ranks, np.inf)
 
     def recall(self, k: int) -> float:
         """Recall at ``k`` in percent, in expectation over the order of tied candidates.
@@ -153,101 +155,54 @@ def rank_counts(
     *,
     similarity: Similarity = "cosine",
     block: int = 256,
+    rows: tuple[int, int] | None = None,
 ) -> tuple[RankCounts, RankCounts]:
-    """What :func:`retrieval_ranks` counts, before better and tied are added up; same arguments and errors."""
-    if similarity not in get_args(Similarity):
-        names = get_args(Similarity)
-        raise UserError(
-            f"unknown similarity '{similarity}'{nearest(similarity, names)} Known: {', '.join(names)}."
-        )
-    if block < 1:
-        raise UserError(f"the block size of ranking must be at least 1, got {block}")
-    x_raw, y_raw = _as_numpy(images, "images"), _as_numpy(captions, "captions")
-    owners = _checked_owner(owner, x_raw, y_raw)
-    _check_finite(x_raw, "images", block)
-    _check_finite(y_raw, "captions", block)
-    geometry = _Geometry.fit(similarity, x_raw, y_raw, block)
-    return _count(geometry, x_raw, y_raw, owners, block)
+    """What :func:`retrieval_ranks` counts, before better and tied are added up; same arguments and errors.
+
+    Args:
+        images: ``(n, d)``.
+        captions: ``(m, d)``.
+        owner: ``(m,)``.
+        similarity: as there.
+        block: as there.
+        rows: score only the captions from the first to before the second of these rows, as one share of the
+            work: of image-to-text it counts those candidates only, of text-to-image it has those queries
+            only. :func:`join_counts` makes the whole of the shares, the same for any division.
+    """
+    x, y = checked_vectors(images, captions, similarity=similarity, block=block)
+    owners = checked_owner(owner, n=len(x), m=len(y))
+    geometry = Geometry.fit(similarity, x, y, block)
+    return _count(geometry, x, y, owners, block, *checked_rows(rows, len(y)))
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    """Turns vectors of one similarity into float64 vectors whose dot product is the score."""
-
-    similarity: Similarity
-    shift: Floats
-    image_exponent: int
-    caption_exponent: int
-
-    @classmethod
-    def fit(
-        cls,
-        similarity: Similarity,
-        images: npt.NDArray[np.generic],
-        captions: npt.NDArray[np.generic],
-        block: int,
-    ) -> _Geometry:
-        # Distances do not change when everything moves; around the images' mean their squares cancel less.
-        shift = np.zeros(images.shape[1])
-        if similarity == "euclidean":
-            shift = sum((np.add.reduce(x / len(images), axis=0) for _, x in _blocks(images, block)), shift)
-        peaks = [
-            max(float(np.abs(x - shift).max(initial=0.0)) for _, x in _blocks(raw, block))
-            for raw in (images, captions)
-        ]
-        if similarity == "euclidean":
-            peaks = [max(peaks)] * 2
-        # Powers of two change no digit, and keep squares of very large or small numbers in range.
-        return cls(similarity, shift, int(np.frexp(peaks[0])[1]), int(np.frexp(peaks[1])[1]))
-
-    def images(self, x: Floats) -> tuple[Floats, Floats]:
-        """Score factors ``(b, d or d + 2)`` and lengths ``(b,)`` of image vectors ``(b, d)``."""
-        vectors, lengths = self._vectors(x, self.image_exponent)
-        if self.similarity != "euclidean":
-            return vectors, lengths
-        square = np.square(vectors).sum(1, keepdims=True)
-        return np.hstack([2 * vectors, -square, -np.ones_like(square)]), lengths
-
-    def captions(self, y: Floats) -> tuple[Floats, Floats]:
-        """The same for captions; ``images(x) @ captions(y).T`` is the matrix of scores."""
-        vectors, lengths = self._vectors(y, self.caption_exponent)
-        if self.similarity != "euclidean":
-            return vectors, lengths
-        square = np.square(vectors).sum(1, keepdims=True)
-        return np.hstack([vectors, np.ones_like(square), square]), lengths
-
-    def rounding(self, lengths: Floats, longest: float) -> Floats:
-        """How far apart two equal scores may come out for queries of these lengths ``(q,)``."""
-        unit = (2 * len(self.shift) + 8) * np.finfo(np.float64).eps
-        if self.similarity == "euclidean":
-            return np.asarray(unit * np.square(lengths + longest))
-        return np.asarray(unit * lengths * longest)
-
-    def _vectors(self, x: Floats, exponent: int) -> tuple[Floats, Floats]:
-        if self.similarity == "cosine":
-            peak = np.frexp(np.abs(x).max(1, keepdims=True))[1]
-            x = np.ldexp(x, -peak)
-            length = np.sqrt(np.square(x).sum(1, keepdims=True))
-            unit = x / np.where(length > 0, length, 1.0)
-            return unit, (length[:, 0] > 0).astype(np.float64)
-        x = np.ldexp(x - self.shift, -exponent)
-        return x, np.sqrt(np.square(x).sum(1))
+def join_counts(shares: Sequence[tuple[RankCounts, RankCounts]]) -> tuple[RankCounts, RankCounts]:
+    """The counts of all captions from those of consecutive shares of them (see :func:`rank_counts`)."""
+    forth = [share[0] for share in shares]
+    back = [share[1] for share in shares]
+    return (
+        RankCounts(
+            np.sum([counts.better for counts in forth], axis=0),
+            np.sum([counts.tied for counts in forth], axis=0),
+            forth[0].own,
+        ),
+        RankCounts(
+            np.concatenate([counts.better for counts in back]),
+            np.concatenate([counts.tied for counts in back]),
+            np.concatenate([counts.own for counts in back]),
+        ),
+    )
 
 
 def _count(
-    geometry: _Geometry,
-    images: npt.NDArray[np.generic],
-    captions: npt.NDArray[np.generic],
-    owner: Integers,
-    block: int,
+    geometry: Geometry, images: Rows, captions: Rows, owner: Integers, block: int, first: int, last: int
 ) -> tuple[RankCounts, RankCounts]:
     n, m = len(images), len(captions)
-    parts = [geometry.images(x) for _, x in _blocks(images, block)]
+    parts = [geometry.images(x) for _, x in blocks(images, block)]
     x, x_length = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
     del parts
 
     own_score, y_length = np.empty(m), np.empty(m)
-    for rows, raw in _blocks(captions, block):
+    for rows, raw in blocks(captions, block):
         y, y_length[rows] = geometry.captions(raw)
         own_score[rows] = np.einsum("bd,bd->b", y, x[owner[rows]])
     best = np.full(n, -np.inf)
@@ -259,21 +214,23 @@ def _count(
 
     x_better, x_reach = np.zeros(n, np.int64), np.zeros(n, np.int64)
     y_better, y_reach = np.zeros(m, np.int64), np.zeros(m, np.int64)
-    for rows, raw in _blocks(captions, block):
+    for part, raw in blocks(captions[first:last], block):
+        rows = slice(first + part.start, first + part.stop)
         y, _ = geometry.captions(raw)
         above, below = (own_score + slack_y)[rows, None], (own_score - slack_y)[rows, None]
-        for start in range(0, n, _TILE):
-            tile = slice(start, start + _TILE)
+        for start in range(0, n, TILE):
+            tile = slice(start, start + TILE)
             scores = y @ x[tile].T
-            mine = np.flatnonzero((owner[rows] >= start) & (owner[rows] < start + _TILE))
+            mine = np.flatnonzero((owner[rows] >= start) & (owner[rows] < start + TILE))
             scores[mine, owner[rows][mine] - start] = -np.inf  # own candidates are not counted
             y_better[rows] += np.count_nonzero(scores > above, axis=1)
             y_reach[rows] += np.count_nonzero(scores >= below, axis=1)
             x_better[tile] += np.count_nonzero(scores > (best + slack_x)[tile], axis=0)
             x_reach[tile] += np.count_nonzero(scores >= (best - slack_x)[tile], axis=0)
+    y_better, y_reach = y_better[first:last], y_reach[first:last]
     return (
         RankCounts(x_better, x_reach - x_better, own.astype(np.int64)),
-        RankCounts(y_better, y_reach - y_better, np.ones(m, np.int64)),
+        RankCounts(y_better, y_reach - y_better, np.ones(last - first, np.int64)),
     )
 
 
@@ -286,65 +243,25 @@ def _any_own_within(places: Integers, others: Integers, own: Integers) -> Floats
     return 1.0 - none
 
 
-def _blocks(rows: npt.NDArray[np.generic], block: int) -> Iterator[tuple[slice, Floats]]:
-    """Consecutive rows in float64, ``block`` at a time."""
-    for start in range(0, len(rows), block):
-        part = slice(start, min(start + block, len(rows)))
-        yield part, rows[part].astype(np.float64)
-
-
-def _as_numpy(values: Vectors, name: str) -> npt.NDArray[np.generic]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        # numpy has no bfloat16; float32 holds every half-precision number
-        values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
-    array: npt.NDArray[np.generic] = np.asarray(values)
-    if array.ndim != 2 or 0 in array.shape:
-        raise UserError(
-            f"{name} must be vectors (rows, dimensions), at least one of each; got shape {array.shape}"
-        )
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"{name} must hold real numbers; got dtype {array.dtype}")
-    return array
-
-
-def _checked_owner(
-    owner: npt.NDArray[np.integer] | Tensor,
-    images: npt.NDArray[np.generic],
-    captions: npt.NDArray[np.generic],
-) -> Integers:
-    if images.shape[1] != captions.shape[1]:
-        raise UserError(
-            f"images have {images.shape[1]} dimensions and captions {captions.shape[1]}; both must come from "
-            "one embedding space"
-        )
+def checked_owner(owner: npt.NDArray[np.integer] | Tensor, *, n: int, m: int) -> Integers:
+    """The owner of each of ``m`` captions among ``n`` images; :class:`UserError` unless every image has one."""
     array = np.asarray(owner.detach().cpu().numpy() if isinstance(owner, Tensor) else owner)
-    if array.shape != (len(captions),):
-        raise UserError(f"owner must hold one image per caption, shape ({len(captions)},); got {array.shape}")
+    if array.shape != (m,):
+        raise UserError(f"owner must hold one image per caption, shape ({m},); got {array.shape}")
     if array.dtype.kind not in "iu":
         raise UserError(f"owner must hold integers; got dtype {array.dtype}")
-    outside = np.flatnonzero((array < 0) | (array >= len(images)))
+    outside = np.flatnonzero((array < 0) | (array >= n))
     if len(outside):
         row = int(outside[0])
-        raise UserError(f"owner of caption {row} is {int(array[row])}, outside the {len(images)} images")
+        raise UserError(f"owner of caption {row} is {int(array[row])}, outside the {n} images")
     owners = array.astype(np.int64)
-    missing = np.flatnonzero(np.bincount(owners, minlength=len(images)) == 0)
+    missing = np.flatnonzero(np.bincount(owners, minlength=n) == 0)
     if len(missing):
         raise UserError(
-            f"image {int(missing[0])} has no caption ({len(missing)} of {len(images)} have none); leave such "
+            f"image {int(missing[0])} has no caption ({len(missing)} of {n} have none); leave such "
             "images out before ranking"
         )
     return owners
-
-
-def _check_finite(rows: npt.NDArray[np.generic], name: str, block: int) -> None:
-    for part, values in _blocks(rows, block):
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(bad):
-            raise UserError(
-                f"row {part.start + int(bad[0])} of {name} holds NaN or infinity; ranks of such vectors mean "
-                "nothing"
-            )
 
 
 def _checked_ranks(ranks: npt.ArrayLike) -> Floats:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
+=======
+from collections.abc import Sequence
+>>>>>>> evalr
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,6 +127,7 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+<<<<<<< HEAD
 def share_state(module: nn.Module) -> None:
     """Give every process the main process's parameters and buffers."""
     if dist.is_initialized():
@@ -168,6 +174,46 @@ def _in_buckets(tensors: Sequence[Tensor], act: Callable[[Tensor], object]) -> N
             for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                 t.copy_(part.view(t.shape))
             bucket = []
+=======
+def gather_objects(value: Any) -> list[Any]:
+    """What every process has, in rank order; small picklable things only."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def shares(n: int, processes: int, *, unit: int = 1) -> list[int]:
+    """Where each process's share of ``n`` rows begins, and, last, ``n``.
+
+    Shares are consecutive, of whole units (the last may be cut short), and differ by one unit at most.
+    """
+    each, more = divmod(-(-n // unit), processes)
+    return [min(n, unit * (rank * each + min(rank, more))) for rank in range(processes + 1)]
+
+
+def exchange_rows(x: Tensor, bounds: Sequence[int], device: torch.device) -> None:
+    """Fill in, in place, the rows of ``x`` that other processes have made.
+
+    Args:
+        x: ``(n, ...)`` on the CPU, the same shape on every process.
+        bounds: process ``r`` has made the rows from ``bounds[r]`` to before ``bounds[r + 1]``.
+        device: where this process's collectives run.
+    """
+    if not dist.is_initialized():
+        return
+    for source, (first, last) in enumerate(pairwise(bounds)):
+        if first < last:
+            part = x[first:last].to(device)
+            dist.broadcast(part, src=source)
+            x[first:last] = part.cpu()
+
+
+def started_by_others() -> bool:
+    """Whether torchrun or srun started this process, as one of those of a job."""
+    return "RANK" in os.environ or under_srun()
+>>>>>>> evalr
 
 
 def under_srun() -> bool:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
-import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +22,10 @@ from mmvicreg.training.distributed import (
     from_main,
     join_world,
     leave_world,
-    resolve_device,
-    under_srun,
+    started_by_others,
 )
 from mmvicreg.training.log import say
+from mmvicreg.training.processes import Stopped, start_processes
 from mmvicreg.training.setup import resolve_precision
 
 T = TypeVar("T")
@@ -66,17 +62,23 @@ def train(launch: Launch) -> Path:
         UserError: anything of the user's that is wrong, found in any process.
         SystemExit: 128 + signal, after a checkpoint, when SIGINT or SIGTERM asked to stop.
     """
-    started_by_others = "RANK" in os.environ or under_srun()
-    if launch.devices == 1 or started_by_others:
-        _finish(_worker(launch), launch)
-    else:
-        check_devices(launch.devices, launch.device)
-        _start_agent(launch)
+    try:
+        if launch.devices == 1 or started_by_others():
+            _worker(launch)
+        else:
+            check_devices(launch.devices, launch.device)
+            start_processes(launch.devices, _worker, launch)
+    except Stopped as stopped:
+        say(
+            f"stopped by {signal.Signals(stopped.signal).name}; continue with: "
+            f"mmvicreg train --resume --out {launch.out}"
+        )
+        raise SystemExit(128 + stopped.signal) from None
     return launch.out
 
 
-def _worker(launch: Launch) -> int | None:
-    """One process's whole run; the signal that stopped it, if any."""
+def _worker(launch: Launch) -> None:
+    """One process's whole run; :class:`Stopped` when a signal ended it, after a checkpoint."""
     from mmvicreg.training.loop import Trainer
 
     world = join_world(launch.device)
@@ -86,9 +88,11 @@ def _worker(launch: Launch) -> int | None:
         if not launch.resume:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
             _together(world, lambda: create_run(run.path, run.recipe))
-        return trainer.train().stopped_by
+        stopped_by = trainer.train().stopped_by
     finally:
         leave_world()
+    if stopped_by is not None:
+        raise Stopped(stopped_by)
 
 
 def _together(world: World, action: Callable[[], Run]) -> Run:
@@ -150,6 +154,7 @@ def _workers(launch: Launch, world: World) -> int:
         return launch.workers
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     return max(1, min(8, cpu_count() // processes))
+<<<<<<< HEAD
 
 
 def _finish(stopped_by: int | None, launch: Launch) -> None:
@@ -231,3 +236,5 @@ def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+=======
+>>>>>>> evalr

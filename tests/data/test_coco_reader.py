@@ -27,6 +27,22 @@ def test_own_layout_gives_every_caption_in_the_files_order(tmp_path: Path, year:
     assert len(data.samples("train+val")) == len(data.samples("all")) == 6
 
 
+def test_caption_ids_are_cocos_in_every_layout(tmp_path: Path) -> None:
+    own = Coco(layouts.coco(tmp_path / "own", captions=3)).samples("train")[0]
+    assert own.caption_ids == ("30", "31", "32")  # the annotations' ids
+    folder = layouts.karpathy(tmp_path / "karpathy", "coco")
+    assert Coco(folder).samples("train")[0].caption_ids == ()  # where the file gives none
+    path = folder / "dataset_coco.json"
+    tree = json.loads(path.read_text())
+    for image in tree["images"]:
+        for k, sentence in enumerate(image["sentences"]):
+            sentence["sentid"] = 770_000 + 10 * image["imgid"] + k
+    path.write_text(json.dumps(tree))
+    (first, _) = Coco(folder).samples("train")
+    assert first.caption_ids == tuple(str(770_010 + k) for k in range(6))
+    assert [first.caption_id(k) for k in (0, 5)] == ["770010", "770015"]
+
+
 def test_newest_year_is_read_and_said(tmp_path: Path) -> None:
     layouts.coco(tmp_path, year=2014)
     data = Coco(layouts.coco(tmp_path, year=2017, first=100))

@@ -79,6 +79,7 @@ class StubEncode:
         batch_size: int,
         captions: int | None = None,
         description: str = "",
+        world: Any = None,
     ) -> Encoded:
         self.spaces.add(space)
         rows, owner = [], []

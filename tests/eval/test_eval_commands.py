@@ -15,15 +15,11 @@ import pytest
 import soundfile
 from eval_stubs import recipe
 from PIL import Image
+from tiny import untrained_run
 
-from mmvicreg.branches.model import build_inputs
 from mmvicreg.cli import main
 from mmvicreg.config import Recipe
-from mmvicreg.datasets import open_dataset
 from mmvicreg.eval import probe as arithmetic
-from mmvicreg.runs import Run, create_run
-from mmvicreg.training.checkpoint import save_checkpoint
-from mmvicreg.training.setup import build_model
 
 FOLDS, CLASSES, CLIPS, RATE = 5, 3, 4, 4000
 
@@ -65,27 +61,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 json.dumps({"image": f"{i}.png", "captions": captions, "split": split, "id": str(i)}) + "\n"
             )
     return root
-
-
-def _make_run(path: Path, config: Recipe) -> Run:
-    """A run folder as training leaves it, with the initial weights for trained ones."""
-    assert config.dataset.root is not None
-    data = open_dataset(config.dataset.name, root=Path(config.dataset.root))
-    inputs = build_inputs(config)
-    for source in inputs.values():
-        source.fit(data.samples(data.splits()[0]))
-    model = build_model(config, inputs)
-    run = create_run(path, config)
-    content = {
-        "model": model.state_dict(),
-        "inputs": {name: source.state() for name, source in inputs.items()},
-        "optimizer": {},
-        "monitor": {},
-        "data": {"samples": 0, "names": ""},
-        "position": {"step": 3, "epoch": 2, "seconds": 1.0},
-    }
-    save_checkpoint(run.checkpoints, 3, content, keep=1)
-    return run
 
 
 def _sound_recipe(root: Path, fold: int | str) -> Recipe:
@@ -130,9 +105,9 @@ def test_retrieval_judges_the_newest_image_text_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    old = _make_run(tmp_path / "runs" / "old", _picture_recipe(pictures))
-    new = _make_run(tmp_path / "runs" / "new", _picture_recipe(pictures))
-    _make_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 1))
+    old = untrained_run(tmp_path / "runs" / "old", _picture_recipe(pictures))
+    new = untrained_run(tmp_path / "runs" / "new", _picture_recipe(pictures))
+    untrained_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 1))
     for file in old.checkpoints.iterdir():
         os.utime(file, (1, 1))
     monkeypatch.chdir(tmp_path)
@@ -152,7 +127,7 @@ def test_retrieval_judges_the_newest_image_text_run(
 def test_linear_judges_the_fold_that_the_newest_run_held_out(
     tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = _make_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 2))
+    run = untrained_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 2))
     assert _mmvicreg(monkeypatch, "eval", "linear", "--runs", tmp_path / "runs") == 0
     assert f"newest run: {run.path}" in capsys.readouterr().out
     report = json.loads((run.path / "eval" / "linear.json").read_text())
@@ -174,7 +149,7 @@ def test_linear_takes_the_runs_by_fold_together(
     monkeypatch.setattr(arithmetic, "GRID", (1e-2,))
     folder = tmp_path / "runs" / "all"
     for fold in range(1, FOLDS + 1):
-        _make_run(folder / f"fold{fold}", _sound_recipe(sounds, fold))
+        untrained_run(folder / f"fold{fold}", _sound_recipe(sounds, fold))
     assert _mmvicreg(monkeypatch, "eval", "linear", "--runs", tmp_path / "runs") == 0
     assert f"one of the runs by fold in {folder}" in re.sub(r"\s+", " ", capsys.readouterr().out)
     report = json.loads((folder / "eval" / "linear.json").read_text())
@@ -184,7 +159,7 @@ def test_linear_takes_the_runs_by_fold_together(
 
 
 def test_retrieval_works_on_sounds_too(tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _make_run(tmp_path / "sound", _sound_recipe(sounds, 3))
+    run = untrained_run(tmp_path / "sound", _sound_recipe(sounds, 3))
     assert _mmvicreg(monkeypatch, "eval", "retrieval", run.path) == 0
     report = json.loads((run.path / "eval" / "retrieval-fold3.json").read_text())
     assert report["wave_to_mel"]["queries"] == report["mel_to_wave"]["gallery"] == 12
@@ -209,7 +184,7 @@ def test_mistakes_are_one_message_and_status_2(
     words: tuple[str, ...],
     message: str,
 ) -> None:
-    run = _make_run(tmp_path / "run", _picture_recipe(pictures))
+    run = untrained_run(tmp_path / "run", _picture_recipe(pictures))
     verb, *rest = words
     assert _mmvicreg(monkeypatch, "eval", verb, run.path, *rest) == 2
     told = capsys.readouterr().err

@@ -207,7 +207,7 @@ def test_cocos_own_validation_captions_give_25000_queries(
     ],
 )
 def test_other_sets_of_5000_have_no_published_row(tmp_path: Path, judge: Any, data: StubData) -> None:
-    samples, table = _scene([1] * 5000, d=2)
+    samples, table = _scene([5] * 5000, d=2)
     split = next(iter(data.parts))
     data = StubData({split: samples}, name=data.name, layout=data.layout)
     run = StubRun(tmp_path / "run", recipe("image-text", "shapes", dataset__name=data.name), data)
@@ -277,7 +277,7 @@ def test_another_data_set_gets_a_file_of_its_own(
         asked.append((name, root))
         return StubData({"val": samples}, name=name)
 
-    monkeypatch.setattr(protocol, "open_dataset", opened)
+    monkeypatch.setattr("mmvicreg.datasets.open_dataset", opened)
     run = _run(tmp_path, StubData({"test": []}), dataset__eval_split="test")
     report = judge(run, table, dataset="flickr8k", data_root=Path("there"))
     assert asked == [("flickr8k", Path("there"))]

@@ -1,0 +1,89 @@
+"""The retrieval protocol's result as a table, with the published rows that it can be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from mmvicreg.eval.output import Report, console, number
+from mmvicreg.eval.published import published
+from mmvicreg.samples import DataSet
+
+RECALLS = (1, 5, 10)
+
+
+def show(report: Report, file: Path, directions: Sequence[str]) -> None:
+    """Print a report as a table, with chance and, where the paper has them, its rows."""
+    out = console()
+    count = f"{report['samples']:,} samples"
+    if report["captions"] is not None:
+        count = (
+            f"{report['samples']:,} images, {report['captions']:,} captions ({report['captions_per_image']})"
+        )
+    out.print(
+        f"Retrieval, {report['dataset']} {report['split']}, protocol {report['protocol']}: {count}",
+        style="bold",
+        soft_wrap=True,
+    )
+    table = RichTable()
+    for column in ("direction", "", *(f"R@{k}" for k in RECALLS), "median", "mean", "queries", "gallery"):
+        table.add_column(column, justify="left" if column in ("direction", "") else "right", no_wrap=True)
+    for name in directions:
+        found = report[name]
+        words = name.replace("_to_", " to ")
+        table.add_row(
+            words,
+            "this run",
+            *(number(found[f"R@{k}"]) for k in RECALLS),
+            number(found["median_rank"]),
+            number(found["mean_rank"]),
+            f"{found['queries']:,}",
+            f"{found['gallery']:,}",
+            style="bold",
+        )
+        table.add_row("", "chance", *(f"{found['chance'][f'R@{k}']:.2f}" for k in RECALLS), style="dim")
+        for row in report["published"]:
+            values = [row.get(f"{name} R@{k}") for k in RECALLS]
+            table.add_row("", f"{row['method']} (paper)", *(number(value) for value in values))
+        table.add_section()
+    out.print(table)
+    out.print(
+        f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
+        f"run {report['run']} after epoch {report['epoch']}.",
+        soft_wrap=True,
+    )
+    for name in directions:
+        if "search" in report[name]:
+            out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
+    if report["seen_in_pretraining"]:
+        out.print("The run was pretrained on samples of this split: this measures memory.", soft_wrap=True)
+    if report["published"]:
+        out.print(
+            "Paper: Table 3 with its two directions put right; in print they stand under each other's "
+            "heading (VSE++'s own paper and code have them as here).",
+            soft_wrap=True,
+        )
+    else:
+        out.print(
+            f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True
+        )
+    out.print(f"Written: {file}", soft_wrap=True)
+
+
+def _say_search(found: Report) -> str:
+    search = found["search"]
+    return (
+        f"searched by FAISS ({search['index']}, nprobe {search['probes']}): of the 10 best of an exact "
+        f"search it finds {search['found']:.1f} %; ranks beyond {search['depth']} are not known"
+    )
+
+
+def published_rows(data: DataSet, split: str, images: int, protocol: str) -> list[Report]:
+    """Rows of Table 3 where they are comparable: Karpathy's whole COCO test split as one gallery."""
+    karpathy = data.name == "coco" and getattr(data, "layout", None) == "karpathy"
+    if not (karpathy and split == "test" and images == 5000 and protocol in ("5k", "all")):
+        return []
+    table = published(3)
+    return [{"method": row.method, **dict(zip(table.columns, row.values, strict=True))} for row in table.rows]

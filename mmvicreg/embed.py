@@ -1,0 +1,186 @@
+"""Vectors and ids of a run's branches in a file, to be used without this library.
+
+``.npz``: numpy alone reads it (``np.load(file)``; nothing in it is pickled). For every branch ``B``::
+
+    B/vectors  float32 (m, d)
+    B/ids      text (m,): the id of each row; of a text branch the caption's
+    B/samples  text (m,): the id of the sample each row was made from
+
+and ``about``, a text of JSON: run, epoch, data set, split, space, version.
+
+``.parquet``: one table, a row for each vector, with the columns ``branch``, ``id``, ``sample`` and ``vector``
+(a list of float32), ``about`` in the schema's metadata. It needs pyarrow: ``pip install 'mmvicreg[parquet]'``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+import mmvicreg
+from mmvicreg.encode import encode, row_ids
+from mmvicreg.errors import UserError
+from mmvicreg.registry import nearest
+from mmvicreg.runs import Run, evaluation_data
+from mmvicreg.training.distributed import World
+from mmvicreg.training.processes import on_processes
+
+Space: TypeAlias = Literal["embedding", "representation"]
+_GROUP = 65_536
+"""Rows of a Parquet row group."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One branch's vectors.
+
+    Attributes:
+        vectors: float32 ``(m, d)``.
+        ids: ``(m,)`` the id of each row.
+        samples: ``(m,)`` the id of the sample each row was made from.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    ids: list[str]
+    samples: list[str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What :func:`embed` was asked for, besides the run."""
+
+    out: Path
+    data_root: Path | None
+    dataset: str | None
+    split: str | None
+    space: Space
+    captions: int | None
+
+
+def embed(
+    run: Run,
+    out: Path,
+    *,
+    data_root: Path | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    space: str | None = None,
+    captions: int | None = None,
+    devices: int = 1,
+    device: str = "auto",
+    force: bool = False,
+) -> None:
+    """Write what every branch of a run makes of a split.
+
+    Args:
+        run: an opened run with a checkpoint.
+        out: ``.npz`` or ``.parquet``; the module says what is in it.
+        data_root: where the data is; None: where it was in training.
+        dataset: another data set than the run's own, by name.
+        split: None: as :func:`~mmvicreg.runs.evaluation_data` chooses.
+        space: ``embedding`` or ``representation``; None: that of the recipe's ``evaluation``.
+        captions: only the first so many of each sample; None: all.
+        devices: processes on this machine that share the work.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        force: overwrite ``out``.
+
+    Raises:
+        UserError: ``out`` exists, has another suffix or cannot be written; pyarrow is missing; the data or
+            the run cannot be read.
+    """
+    _writer(out)
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; give --force to overwrite it, or --out another name")
+    known = get_args(Space)
+    if space is not None and space not in known:
+        raise UserError(f"unknown space '{space}'{nearest(space, known)} Known: {', '.join(known)}.")
+    chosen = cast(Space, space or run.recipe.evaluation.space)
+    order = Order(out, data_root, dataset, split, chosen, captions)
+    on_processes(devices, device, _embed, run, order)
+
+
+def _embed(world: World, run: Run, order: Order) -> None:
+    data, samples, split = evaluation_data(
+        run, root=order.data_root, dataset=order.dataset, split=order.split
+    )
+    model = run.model(device=world.device.type)
+    branches: dict[str, Rows] = {}
+    for name, branch in run.recipe.branches.items():
+        found = encode(
+            model,
+            name,
+            samples,
+            space=order.space,
+            batch_size=run.recipe.evaluation.batch_size,
+            captions=order.captions,
+            description=f"encoding {split} with {name}",
+            world=world,
+        )
+        ids = row_ids(samples, found.owner, text=branch.input == "text")
+        branches[name] = Rows(found.vectors, ids, [samples[index].id for index in found.owner])
+    if not world.is_main:
+        return
+    about = {
+        "run": str(run.path),
+        "epoch": run.epochs_done,
+        "dataset": data.name,
+        "split": split,
+        "space": order.space,
+        "mmvicreg": mmvicreg.__version__,
+    }
+    temporary = order.out.with_name(f".{order.out.name}.tmp")
+    try:
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+        _writer(order.out)(temporary, branches, json.dumps(about))
+        temporary.replace(order.out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {order.out}: {error.strerror or error}") from error
+
+
+def _writer(out: Path) -> Callable[[Path, Mapping[str, Rows], str], None]:
+    """What writes a file of this suffix."""
+    if out.suffix not in (".npz", ".parquet"):
+        raise UserError(f"--out {out}: name a file that ends in .npz or .parquet")
+    if out.suffix == ".npz":
+        return _write_npz
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("writing .parquet needs pyarrow: pip install 'mmvicreg[parquet]', or write .npz")
+    return _write_parquet
+
+
+def _write_npz(path: Path, branches: Mapping[str, Rows], about: str) -> None:
+    arrays: dict[str, Any] = {"about": np.array(about)}
+    for name, rows in branches.items():  # a branch's name holds no '/'
+        arrays[f"{name}/vectors"] = rows.vectors
+        arrays[f"{name}/ids"] = np.array(rows.ids, dtype=np.str_)
+        arrays[f"{name}/samples"] = np.array(rows.samples, dtype=np.str_)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _write_parquet(path: Path, branches: Mapping[str, Rows], about: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [("branch", pa.string()), ("id", pa.string()), ("sample", pa.string())]
+    schema = pa.schema([*columns, ("vector", pa.list_(pa.float32()))], metadata={"about": about})
+    with pq.ParquetWriter(path, schema) as writer:
+        for name, rows in branches.items():
+            for start in range(0, len(rows.ids), _GROUP):
+                part = slice(start, start + _GROUP)
+                m, width = rows.vectors[part].shape
+                ends = pa.array(np.arange(m + 1, dtype=np.int32) * width)
+                vectors = pa.ListArray.from_arrays(ends, pa.array(rows.vectors[part].ravel()))
+                texts = [[name] * m, rows.ids[part], rows.samples[part]]
+                arrays = [*(pa.array(text, pa.string()) for text in texts), vectors]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
