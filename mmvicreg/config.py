@@ -27,6 +27,9 @@ from mmvicreg import registry
 from mmvicreg.errors import UserError
 from mmvicreg.registry import Registry, nearest
 
+_BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
+"""Parts of a recipe that may be given by their name alone."""
+
 
 class Strict(BaseModel):
     """A part of a recipe: unknown keys are forbidden, values do not change after loading."""
@@ -385,7 +388,7 @@ def _descend(node: Any, part: str, path: str, key: str) -> Any:
         return node[_position(node, part, key)]
     if not isinstance(node, dict):
         raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
-    if isinstance(node.get(part), str) and path.rpartition(".")[2] in {"frontend", "encoder", "objective"}:
+    if isinstance(node.get(part), str) and part in _BY_NAME:
         node[part] = {"name": node[part]}
     if path in {f"branches.{part}", f"inputs.{part}"} and part not in node:
         raise UserError(
