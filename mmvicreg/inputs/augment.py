@@ -213,10 +213,10 @@ def hue_(x: Tensor, turns: list[float]) -> Tensor:
     scale = chroma.clamp_min(1e-6).reciprocal_()  # a grey pixel has no hue, and 0 chroma below
     h = torch.where(high == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4))
     h = torch.where(high == red, (green - blue).mul_(scale), h).add_(6 * _column(turns, x)[:, 0])
-    h.sub_((h / 6).floor_().mul_(6))
+    h.sub_((h / 6).floor_(), alpha=6)
     shares = ((h - 3).abs_().sub_(1), 2 - (h - 2).abs_(), 2 - (h - 4).abs_())
     for channel, share in zip((red, green, blue), shares, strict=True):
-        torch.add(low, share.clamp_(0, 1).mul_(chroma), out=channel)
+        torch.addcmul(low, share.clamp_(0, 1), chroma, out=channel)
     return x
 
 
@@ -263,8 +263,8 @@ class _Tap:
 
 
 def solarise_(x: Tensor) -> Tensor:
-    """Invert the values from 128 up, in place."""
-    return x.copy_(torch.where(x >= 128, 255 - x, x))
+    """Invert the upper half of the values, in place: on whole values those from 128 up, as PIL does."""
+    return torch.minimum(x, 255 - x, out=x)
 
 
 def luminance(x: Tensor) -> Tensor:

@@ -14,14 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn import functional
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import Input, InputSpec, Item, draws
 from mmvicreg.samples import Sample
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class ImageInput(Input):
@@ -59,29 +58,29 @@ class ImageInput(Input):
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``pixels``: uint8 ``(3, size, size)``; ``draws``: float32 for the device."""
-        return self._view(_picture(sample), rng, 0)
+        picture = _picture(sample)
+        if rng is not None:
+            return self._view(_to_tensor(picture), rng, 0)
+        size, resample = self.config.size, Image.Resampling[self.config.interpolation.upper()]
+        box = _centre_box(picture.width, picture.height, self._eval_fraction())
+        crop = picture.resize((size, size), resample, box=box)  # where the box falls between pixels
+        return {"pixels": _to_tensor(crop).contiguous(), "draws": draws(None)}
 
     def load_views(
         self, sample: Sample, rngs: Mapping[int, np.random.Generator], *, caption: int | None = None
     ) -> dict[int, Item]:
         """Views of one picture, which is decoded once."""
-        picture = _picture(sample)
-        return {view: self._view(picture, rng, view) for view, rng in rngs.items()}
+        whole = _to_tensor(_picture(sample))
+        return {view: self._view(whole, rng, view) for view, rng in rngs.items()}
 
-    def _view(self, picture: Image.Image, rng: np.random.Generator | None, view: int) -> Item:
-        size, resample = self.config.size, _FILTERS[self.config.interpolation]
-        if rng is None:
-            box = _centre_box(picture.width, picture.height, self._eval_fraction())
-        else:
-            box = _random_box(
-                picture.width, picture.height, self.config.crop_area, self.config.crop_ratio, rng
-            )
-        crop = picture.resize((size, size), resample, box=box)
-        if rng is not None and rng.random() < self.config.flip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels, drawn = _to_tensor(crop), draws(rng)
-        augmentation = self.config.worker_augmentation
-        if rng is not None and augmentation.active:
+    def _view(self, whole: Tensor, rng: np.random.Generator, view: int) -> Item:
+        """One training view of a picture, uint8 ``(3, h, w)``."""
+        box = _random_box(whole.shape[2], whole.shape[1], self.config.crop_area, self.config.crop_ratio, rng)
+        pixels = _resize(whole, box, self.config.size, self.config.interpolation)
+        if rng.random() < self.config.flip:
+            pixels = pixels.flip(2)
+        drawn, augmentation = draws(rng), self.config.worker_augmentation
+        if augmentation.active:
             changes = draw_changes(augmentation, drawn[None], torch.tensor([view]))
             pixels = augment_(pixels[None].float(), changes)[0].round_().to(torch.uint8)
         return {"pixels": pixels, "draws": drawn}
@@ -134,7 +133,15 @@ def _picture(sample: Sample) -> Image.Image:
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """uint8 ``(3, h, w)``, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resize(pixels: Tensor, box: tuple[int, int, int, int], size: int, mode: str) -> Tensor:
+    """Crop uint8 ``(3, h, w)`` to a box and resize that, as PIL does (to one level) in less than half its time."""
+    left, top, right, bottom = box
+    crop = pixels[None, :, top:bottom, left:right]
+    return functional.interpolate(crop, (size, size), mode=mode, antialias=True)[0].contiguous()
 
 
 def _centre_box(width: int, height: int, fraction: float) -> tuple[float, float, float, float]:
@@ -149,7 +156,7 @@ def _random_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[float, float, float, float]:
+) -> tuple[int, int, int, int]:
     """The box of torchvision's RandomResizedCrop: ten tries, then the largest allowed centre box."""
     for _ in range(10):
         target = width * height * rng.uniform(*area)
@@ -158,6 +165,7 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    widest, highest = min(width, height * ratio[1]), min(height, width / ratio[0])
-    x, y = (width - widest) / 2, (height - highest) / 2
-    return x, y, x + widest, y + highest
+    widest = max(1, round(min(width, height * ratio[1])))
+    highest = max(1, round(min(height, width / ratio[0])))
+    left, top = (width - widest) // 2, (height - highest) // 2
+    return left, top, left + widest, top + highest

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS
-from mmvicreg.inputs.image import ImageInput, _random_box, decode_image
+from mmvicreg.inputs.image import ImageInput, _random_box, _resize, decode_image
 from mmvicreg.samples import Sample
 
 
@@ -240,6 +240,16 @@ def test_evaluation_is_resize_then_centre_crop(
     # theirs crops at whole pixels of the resized picture: up to half a pixel of shift
     assert (ours - theirs).abs().mean() < 2
     assert (ours - theirs).abs().max() < 8
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [16, 40, 90])
+def test_a_crop_is_resized_as_pil_does(mode: str, size: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    box = (7, 3, 55, 44)
+    expected = Image.fromarray(picture).crop(box).resize((size, size), Image.Resampling[mode.upper()])
+    ours = _resize(torch.from_numpy(picture).permute(2, 0, 1), box, size, mode).permute(1, 2, 0)
+    assert np.abs(ours.numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_a_generator_decides_everything(tmp_path: Path) -> None:
