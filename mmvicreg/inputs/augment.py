@@ -153,7 +153,7 @@ def augment_(x: Tensor, changes: Changes) -> Tensor:
     size = max(1, _CHUNK // x[0].numel()) if on_cpu else len(x)
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        _augment_(x[part], Changes(*(change[part] for change in changes)))
+        _augment_(x[part], Changes._make(change[part] for change in changes))
     return x
 
 
@@ -211,9 +211,11 @@ def hue_(x: Tensor, turns: list[float]) -> Tensor:
     high, low = torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
     chroma = high - low
     scale = chroma.clamp_min(1e-6).reciprocal_()  # a grey pixel has no hue, and 0 chroma below
-    h = torch.where(high == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4))
-    h = torch.where(high == red, (green - blue).mul_(scale), h).add_(6 * _column(turns, x)[:, 0])
-    h.sub_((h / 6).floor_(), alpha=6)
+    # 0 where the channel is the highest, else 1; torch.where costs a CPU as much as all the rest
+    not_red, not_green = (((high - channel) * 1e30).clamp_(0, 1) for channel in (red, green))
+    h = torch.lerp((blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4), not_green)
+    h = torch.lerp((green - blue).mul_(scale), h, not_red).add_(6 * _column(turns, x)[:, 0])
+    h.sub_((h * (1 / 6)).floor_(), alpha=6)
     shares = ((h - 3).abs_().sub_(1), 2 - (h - 2).abs_(), 2 - (h - 4).abs_())
     for channel, share in zip((red, green, blue), shares, strict=True):
         torch.addcmul(low, share.clamp_(0, 1), chroma, out=channel)
@@ -252,7 +254,7 @@ class _Tap:
 
     def __init__(self, weights: Tensor, like: Tensor) -> None:
         self.alone = float(weights) if len(weights) == 1 else None
-        self.weights = None if len(weights) == 1 else _column(weights.tolist(), like)
+        self.weights = _column(weights.tolist(), like)
 
     def add_(self, total: Tensor, x: Tensor) -> None:
         """``total += weights * x``, in one pass."""
@@ -269,7 +271,7 @@ def solarise_(x: Tensor) -> Tensor:
 
 def luminance(x: Tensor) -> Tensor:
     """Grey of ``(n, 3, h, w)``, as ``(n, 1, h, w)``."""
-    red, green, blue = x.split(1, dim=1)
+    red, green, blue = (x[:, channel : channel + 1] for channel in range(3))
     return (red * WEIGHTS[0]).add_(green, alpha=WEIGHTS[1]).add_(blue, alpha=WEIGHTS[2])
 
 
