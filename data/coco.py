@@ -41,7 +41,7 @@ CARD = Card(
         "pictures in Karpathy's split (train, restval, val, test); COCO's own 2014 and 2017 layouts "
         "(train, val) are read too."
     ),
-    pairs=("image-text",),
+    pairs=("image-text", "image-image"),
     splits=("train", "restval", "val", "test"),
     counts=MappingProxyType(
         {
@@ -125,7 +125,7 @@ class Coco(Reader):
     """
 
     name: ClassVar[str] = "coco"
-    pairs: ClassVar[tuple[str, ...]] = ("image-text",)
+    pairs: ClassVar[tuple[str, ...]] = ("image-text", "image-image")
     card: ClassVar[Card] = CARD
     marker: ClassVar[str | None] = None
     """File that a folder of this data set holds and folders of its relatives do not."""

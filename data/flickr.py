@@ -54,7 +54,7 @@ class Flickr8k(Flickr):
     """8 000 photographs, mostly of people and dogs doing things, five captions each."""
 
     name: ClassVar[str] = "flickr8k"
-    pairs: ClassVar[tuple[str, ...]] = ("image-text",)
+    pairs: ClassVar[tuple[str, ...]] = ("image-text", "image-image")
     folders: ClassVar[tuple[str, ...]] = ("images", "Flicker8k_Dataset", "Flickr8k_Dataset")
     card: ClassVar[Card] = Card(
         name="flickr8k",
@@ -65,7 +65,7 @@ class Flickr8k(Flickr):
         ),
         licence="research and education only; pictures under their Flickr licences",
         description="8 000 photographs with five captions each, in Karpathy's split.",
-        pairs=("image-text",),
+        pairs=("image-text", "image-image"),
         splits=("train", "val", "test"),
         counts=MappingProxyType(
             {"karpathy": MappingProxyType({"train": 6_000, "val": 1_000, "test": 1_000})}
@@ -83,7 +83,7 @@ class Flickr30k(Flickr):
     """31 014 photographs, five captions each."""
 
     name: ClassVar[str] = "flickr30k"
-    pairs: ClassVar[tuple[str, ...]] = ("image-text",)
+    pairs: ClassVar[tuple[str, ...]] = ("image-text", "image-image")
     folders: ClassVar[tuple[str, ...]] = ("images", "flickr30k-images", "flickr30k_images")
     card: ClassVar[Card] = Card(
         name="flickr30k",
@@ -94,7 +94,7 @@ class Flickr30k(Flickr):
         ),
         licence="research and education only; pictures under their Flickr licences",
         description="31 014 photographs with five captions each, in Karpathy's split.",
-        pairs=("image-text",),
+        pairs=("image-text", "image-image"),
         splits=("train", "val", "test"),
         counts=MappingProxyType(
             {"karpathy": MappingProxyType({"train": 29_000, "val": 1_014, "test": 1_000})}

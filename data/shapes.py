@@ -82,7 +82,7 @@ class Shapes(Coco):
             "Pictures of one to four coloured shapes, 64 x 64, five paraphrased captions each, in COCO's "
             "2017 layout. Every picture shows something that no other one does."
         ),
-        pairs=("image-text",),
+        pairs=("image-text", "image-image"),
         splits=tuple(COUNTS),
         counts=MappingProxyType({"2017": COUNTS}),
         made=True,

@@ -32,6 +32,8 @@ NO_ACCUMULATION = (
     "then be that of the small batches; for a batch larger than memory, set training.batch_size to the whole batch "
     "and training.micro_batch (--micro-batch) to what fits, which trains the whole batch exactly"
 )
+_BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
+"""Parts of a recipe that may be given by their name alone."""
 
 
 class Strict(BaseModel):
@@ -395,7 +397,7 @@ def _descend(node: Any, part: str, path: str, key: str) -> Any:
         return node[_position(node, part, key)]
     if not isinstance(node, dict):
         raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
-    if isinstance(node.get(part), str) and path.rpartition(".")[2] in {"frontend", "encoder", "objective"}:
+    if isinstance(node.get(part), str) and part in _BY_NAME:
         node[part] = {"name": node[part]}
     if path in {f"branches.{part}", f"inputs.{part}"} and part not in node:
         raise UserError(

@@ -127,5 +127,5 @@ PROTOCOLS = Registry(
     },
     "mmvicreg.protocols",
 )
-PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50"}
+PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "shapes"}
 """Pair -> the data set it uses when none is named."""

@@ -46,10 +46,9 @@ def test_every_recipe_takes_a_step(path: Path) -> None:
     written = load_recipe(path)
     assert written.pair == path.parent.name
     assert registry.DATASETS.load(written.dataset.name).pairs.count(written.pair) == 1
-    if written.pair == "image-text":
-        small = ["inputs.image.size=32", "branches.image.encoder.weights=none"]
-    else:
-        small = ["inputs.audio.seconds=0.5"]
+    small = ["inputs.image.size=32"] if "image" in written.inputs else ["inputs.audio.seconds=0.5"]
+    if "image" in written.branches:
+        small.append("branches.image.encoder.weights=none")
     recipe = load_recipe(path, {"training.batch_size": 2, "training.precision": "fp32"}, small)
     words = WordTokenizer(["a", "red", "square"]).state()
     states = {name: {"tokenizer": words} if name == "text" else {} for name in recipe.inputs}
@@ -81,7 +80,8 @@ def synthetic(recipe: Recipe, name: str, rng: torch.Generator) -> dict[str, torc
     draws = torch.rand(2, 16, generator=rng)
     if name == "image":
         size = (2, 3, options["size"], options["size"])
-        return {"pixels": torch.randint(0, 256, size, dtype=torch.uint8, generator=rng), "draws": draws}
+        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=rng)
+        return {"pixels": pixels, "draws": draws, "view": torch.zeros(2, dtype=torch.int64)}
     if name == "audio":
         size = (2, round(options["sample_rate"] * options["seconds"]))
         wave = torch.randint(-9000, 9000, size, dtype=torch.int16, generator=rng)
@@ -177,6 +177,11 @@ def test_an_option_can_be_set_on_a_component_given_by_name_alone() -> None:
         ),
         ("branches.image.frontend.mena=0", r"'mena' for the frontend 'image'; did you mean 'mean'"),
         ("inputs.image.sise=32", r"'sise' for the input 'image'; did you mean 'size'"),
+        (
+            "branches.image.frontend.augmentation=oficial",
+            r"unknown augmentation 'oficial'; did you mean 'official'\?",
+        ),
+        ("branches.image.frontend.augmentation={blurr: [1]}", r"unknown key '.*augmentation\.blurr'"),
         ("inputs.imag.size=32", r"no 'inputs\.imag'; did you mean 'image'\?"),
         ("objective.gama=1", r"'gama' for the method 'vicreg'; did you mean 'gamma'"),
         ("objective=vicrg", r"unknown method 'vicrg'; did you mean 'vicreg'\?"),
@@ -246,6 +251,8 @@ def test_plain_accumulation_is_refused_with_the_reason_and_the_way_out(key: str)
         ("inputs.image.crop_area=[0, 2]", r"image\.crop_area"),
         ("inputs.image.crop_ratio=[0, 1]", r"image\.crop_ratio"),
         ("inputs.image.interpolation=cubic", r"image\.interpolation.*bicubic"),
+        ("inputs.image.worker_augmentation={blur: [2]}", r"image\.worker_augmentation\.blur\.0"),
+        ("branches.image.frontend.augmentation.sigma=[2, 1]", r"augmentation: sigma: expected \[smallest"),
         ("inputs.text.tokenizer=transformers", r"text: 'model' is needed"),
         ("objective.gamma=-1", r"objective\.gamma"),
         ("objective=5", "objective"),

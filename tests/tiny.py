@@ -46,16 +46,31 @@ WAVE_MEL = (
     "schedule.warmup_epochs=0",
 )
 
+IMAGE_IMAGE = (
+    "inputs.image.size=32",
+    "branches.image.expander.widths=[32, 32]",
+    "training.precision=fp32",
+    "training.log_every=1",
+    "training.batch_size=16",
+    "training.epochs=2",
+    "schedule.warmup_epochs=0",
+)
+TINY = {
+    "image-text": ("shapes", IMAGE_TEXT),
+    "wave-mel": ("tones", WAVE_MEL),
+    "image-image": ("shapes", IMAGE_IMAGE),
+}
+
 
 def tiny_recipe(pair: str, root: Path, *settings: str) -> Recipe:
     """The shapes or tones recipe, shrunk, on the data at ``root``."""
-    name, shrink = ("shapes", IMAGE_TEXT) if pair == "image-text" else ("tones", WAVE_MEL)
+    name, shrink = TINY[pair]
     return load_recipe(recipe_path(pair, name, None), {"dataset.root": str(root)}, [*shrink, *settings])
 
 
 def as_flags(pair: str, root: Path, *settings: str) -> list[str]:
     """The same as command-line arguments of ``mmvicreg train``."""
-    name, shrink = ("shapes", IMAGE_TEXT) if pair == "image-text" else ("tones", WAVE_MEL)
+    name, shrink = TINY[pair]
     flags = ["--pair", pair, "--dataset", name, "--data-root", str(root)]
     return flags + [part for setting in (*shrink, *settings) for part in ("--set", setting)]
 

@@ -2,7 +2,8 @@
 
 A frontend turns what the loader hands over (small integer tensors) into what an encoder reads. In training
 mode it augments; what it draws comes from the ``draws`` that travel with each sample, so the same sample
-is augmented alike whatever the batch, the device or the number of processes.
+is augmented alike whatever the batch, the device or the number of processes. The number of the ``view``
+travels along, for augmentations that are not the same for both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import InputSpec
 
 
@@ -52,13 +54,15 @@ class Frontend(nn.Module):
 
 
 class ImageFrontend(Frontend):
-    """uint8 ``(n, 3, h, w)`` to normalised float32."""
+    """uint8 ``(n, 3, h, w)`` to normalised float32, augmented in training."""
 
     reads, gives = "image", "image"
 
     class Config(Strict):
-        """Normalisation, in units of full scale."""
+        """Augmentation; normalisation, in units of full scale."""
 
+        augmentation: Augmentation = Augmentation()
+        """Training, on the device: ``none``, ``paper``, ``official``, or options of its own."""
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
         std: tuple[float, float, float] = (0.229, 0.224, 0.225)
         """ImageNet's, as torchvision's weights expect."""
@@ -68,12 +72,21 @@ class ImageFrontend(Frontend):
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__(config, spec)
+        if config.augmentation.active and spec.augmented:
+            raise UserError(
+                "pictures would be augmented twice: set inputs.image.worker_augmentation (in the loader's workers) "
+                "or the frontend's augmentation (on the device) to none"
+            )
         self.register_buffer("mean", 255 * torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """Pixels of ``item`` as float32 ``(n, 3, h, w)``."""
-        return (item["pixels"].float() - self.mean) / self.std
+        x = item["pixels"].float()
+        augmentation = self.config.augmentation
+        if self.training and augmentation.active:
+            augment_(x, draw_changes(augmentation, item["draws"], item["view"]))
+        return (x - self.mean) / self.std
 
 
 class TextFrontend(Frontend):

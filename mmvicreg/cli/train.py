@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    pair: Annotated[str | None, typer.Option(help="What is paired: image-text, wave-mel.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(help="What is paired: image-text, wave-mel, image-image.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set by name (mmvicreg data list).")] = None,
     recipe: Annotated[
         str | None,
@@ -57,7 +59,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")
     ] = False,
 ) -> None:
-    """Train two branches of different architecture on pairs of views."""
+    """Train the branches of a pair on two views of each sample."""
     overrides: dict[str, Any] = {
         "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
         "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),

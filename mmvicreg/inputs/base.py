@@ -31,12 +31,14 @@ class InputSpec:
     Attributes:
         kind: what it is: ``image``, ``text``, ``audio``; behind a frontend also ``waveform``, ``spectrogram``.
         channels: channels of a picture, spectrogram or waveform.
+        augmented: its colours were augmented in the loader already.
         vocabulary: number of token ids.
         model_config: a ``transformers`` configuration, for encoders that bring their own tokenizer.
     """
 
     kind: str = ""
     channels: int = 0
+    augmented: bool = False
     vocabulary: int = 0
     model_config: Mapping[str, Any] | None = None
 
@@ -58,6 +60,21 @@ class Input(ABC):
         Raises:
             UserError: the file is missing, broken, or of the wrong kind; the message names it.
         """
+
+    def load_views(
+        self, sample: Sample, rngs: Mapping[int, np.random.Generator], *, caption: int | None = None
+    ) -> dict[int, Item]:
+        """Read several training views of ``sample``, by their numbers; what they share may be read once.
+
+        Args:
+            sample: what to read.
+            rngs: view -> the source of every random choice of it.
+            caption: which caption, for text; None draws one.
+
+        Raises:
+            UserError: as :meth:`load`.
+        """
+        return {view: self.load(sample, rng, caption=caption) for view, rng in rngs.items()}
 
     def collate(self, items: Sequence[Item]) -> Item:
         """Stack the items of a batch along a new first axis."""

@@ -1,8 +1,11 @@
-"""Pictures: decode, crop, flip, to a uint8 tensor."""
+"""Pictures: decode once, crop and flip each view, to uint8 tensors."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,13 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn import functional
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import Input, InputSpec, Item, draws
 from mmvicreg.samples import Sample
-
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class ImageInput(Input):
@@ -40,6 +43,8 @@ class ImageInput(Input):
         eval_resize: Annotated[int, Field(ge=8)] | None = None
         """Shorter side before the centre crop in evaluation, pixels; null: size * 256 / 224."""
         interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+        worker_augmentation: Augmentation = Augmentation()
+        """The frontend's ``augmentation`` (the same views, to rounding), done here on the loader's CPUs."""
 
         @field_validator("crop_area", "crop_ratio")
         @classmethod
@@ -53,24 +58,36 @@ class ImageInput(Input):
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``pixels``: uint8 ``(3, size, size)``; ``draws``: float32 for the device."""
-        if sample.image is None:
-            raise UserError(f"sample '{sample.id}' has no picture")
-        size, picture = self.config.size, decode_image(sample.image)
-        resample = _FILTERS[self.config.interpolation]
-        if rng is None:
-            box = _centre_box(picture.width, picture.height, self._eval_fraction())
-        else:
-            box = _random_box(
-                picture.width, picture.height, self.config.crop_area, self.config.crop_ratio, rng
-            )
-        crop = picture.resize((size, size), resample, box=box)
-        if rng is not None and rng.random() < self.config.flip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return {"pixels": _to_tensor(crop), "draws": draws(rng)}
+        picture = _picture(sample)
+        if rng is not None:
+            return self._view(_to_tensor(picture), rng, 0)
+        size, resample = self.config.size, Image.Resampling[self.config.interpolation.upper()]
+        box = _centre_box(picture.width, picture.height, self._eval_fraction())
+        crop = picture.resize((size, size), resample, box=box)  # where the box falls between pixels
+        return {"pixels": _to_tensor(crop).contiguous(), "draws": draws(None)}
+
+    def load_views(
+        self, sample: Sample, rngs: Mapping[int, np.random.Generator], *, caption: int | None = None
+    ) -> dict[int, Item]:
+        """Views of one picture, which is decoded once."""
+        whole = _to_tensor(_picture(sample))
+        return {view: self._view(whole, rng, view) for view, rng in rngs.items()}
+
+    def _view(self, whole: Tensor, rng: np.random.Generator, view: int) -> Item:
+        """One training view of a picture, uint8 ``(3, h, w)``."""
+        box = _random_box(whole.shape[2], whole.shape[1], self.config.crop_area, self.config.crop_ratio, rng)
+        pixels = _resize(whole, box, self.config.size, self.config.interpolation)
+        if rng.random() < self.config.flip:
+            pixels = pixels.flip(2)
+        drawn, augmentation = draws(rng), self.config.worker_augmentation
+        if augmentation.active:
+            changes = draw_changes(augmentation, drawn[None], torch.tensor([view]))
+            pixels = augment_(pixels[None].float(), changes)[0].round_().to(torch.uint8)
+        return {"pixels": pixels, "draws": drawn}
 
     def spec(self) -> InputSpec:
         """Three channels."""
-        return InputSpec("image", channels=3)
+        return InputSpec("image", channels=3, augmented=self.config.worker_augmentation.active)
 
     def _eval_fraction(self) -> float:
         resize = self.config.eval_resize or round(self.config.size * 256 / 224)
@@ -78,31 +95,53 @@ class ImageInput(Input):
 
 
 def decode_image(path: Path) -> Image.Image:
-    """Read a picture of any mode as upright RGB.
+    """Read a picture of any mode as upright RGB: of an animation the first frame, of 16 bits the high byte.
 
-    The one place where pictures are decoded.
+    Transparency is dropped and the colours under it are kept. The one place where pictures are decoded.
 
     Raises:
-        UserError: the file is missing, truncated or not a picture.
+        UserError: the file is missing, truncated, not a picture, or of 32 bits a channel.
     """
     try:
-        with Image.open(path) as image:
+        # what PIL warns of (broken EXIF, transparent palettes) would be said again in every epoch
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # PIL clips 16-bit to white; keep the high byte instead
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return upright.convert("RGB")
+            with suppress(Exception):  # EXIF that cannot be read says nothing against the pixels
+                ImageOps.exif_transpose(image, in_place=True)
+            return _eight_bits(image).convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"picture not found: {path}") from error
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-        # RuntimeError: AVIF's decoder, and NotImplementedError of DDS
+    except Exception as error:  # PIL's decoders raise whatever a broken file makes them stumble over
         raise UserError(
             f"cannot decode the picture {path} ({error}); replace the file, or leave its row out of the data set"
         ) from error
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        # PIL would clip 16 bits to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a channel and does not say what white is: save it with 8 or 16")
+    return image
+
+
+def _picture(sample: Sample) -> Image.Image:
+    if sample.image is None:
+        raise UserError(f"sample '{sample.id}' has no picture")
+    return decode_image(sample.image)
+
+
 def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """uint8 ``(3, h, w)``, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _resize(pixels: Tensor, box: tuple[int, int, int, int], size: int, mode: str) -> Tensor:
+    """Crop uint8 ``(3, h, w)`` to a box and resize that, as PIL does (to one level) in less than half its time."""
+    left, top, right, bottom = box
+    crop = pixels[None, :, top:bottom, left:right]
+    return functional.interpolate(crop, (size, size), mode=mode, antialias=True)[0].contiguous()
 
 
 def _centre_box(width: int, height: int, fraction: float) -> tuple[float, float, float, float]:
@@ -117,7 +156,7 @@ def _random_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[float, float, float, float]:
+) -> tuple[int, int, int, int]:
     """The box of torchvision's RandomResizedCrop: ten tries, then the largest allowed centre box."""
     for _ in range(10):
         target = width * height * rng.uniform(*area)
@@ -126,6 +165,7 @@ def _random_box(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    widest, highest = min(width, height * ratio[1]), min(height, width / ratio[0])
-    x, y = (width - widest) / 2, (height - highest) / 2
-    return x, y, x + widest, y + highest
+    widest = max(1, round(min(width, height * ratio[1])))
+    highest = max(1, round(min(height, width / ratio[0])))
+    left, top = (width - widest) // 2, (height - highest) // 2
+    return left, top, left + widest, top + highest

@@ -35,7 +35,11 @@ class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
         self.samples = list(samples)
         self.inputs = dict(inputs)
         self.seed = recipe.seed
-        self.views = sorted({view_key(recipe, node) for node in build_graph(recipe).nodes})
+        self.keys = sorted({view_key(recipe, node) for node in build_graph(recipe).nodes})
+        self.views: dict[str, list[int]] = {}
+        for key in self.keys:
+            name, _, view = key.partition("/")
+            self.views.setdefault(name, []).append(int(view))
         self.rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(self.samples))]
         if recipe.dataset.captions == "all" and "text" in self.inputs:
             self.rows = [(i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions))]
@@ -49,10 +53,11 @@ class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
         index, caption = self.rows[row]
         views: dict[str, Item] = {}
         try:
-            for key in self.views:
-                name, _, view = key.partition("/")
-                rng = view_rng(self.seed, epoch, row, int(view))
-                views[key] = self.inputs[name].load(self.samples[index], rng, caption=caption)
+            for name, numbers in self.views.items():
+                rngs = {view: view_rng(self.seed, epoch, row, view) for view in numbers}
+                loaded = self.inputs[name].load_views(self.samples[index], rngs, caption=caption)
+                for view, item in loaded.items():
+                    views[f"{name}/{view}"] = {**item, "view": torch.tensor(view)}
         except UserError as error:
             return index, Failure(str(error))
         return index, views
@@ -66,7 +71,7 @@ class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
             whole.append(item)
         views = {
             key: self.inputs[key.partition("/")[0]].collate([item[key] for item in whole])
-            for key in self.views
+            for key in self.keys
         }
         return Batch(torch.tensor([index for index, _ in items]), views)
 

@@ -50,9 +50,9 @@ def train(
     return [line["loss"] for line in read_lines(out / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("pair", ["image-text", "wave-mel"])
+@pytest.mark.parametrize("pair", ["image-text", "wave-mel", "image-image"])
 def test_two_processes_follow_one(pair: str, tiny_shapes: Path, tiny_tones: Path, tmp_path: Path) -> None:
-    root = tiny_shapes if pair == "image-text" else tiny_tones
+    root = tiny_tones if pair == "wave-mel" else tiny_shapes
     one = train(pair, root, tmp_path / "one")
     two = train(pair, root, tmp_path / "two", "--devices", "2")
     assert len(one) == len(two) >= 20

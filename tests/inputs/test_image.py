@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torchvision.transforms import v2
 
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS
-from mmvicreg.inputs.image import ImageInput, _random_box, decode_image
+from mmvicreg.inputs.image import ImageInput, _random_box, _resize, decode_image
 from mmvicreg.samples import Sample
 
 
@@ -61,6 +64,57 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path) -> None:
     values = (np.arange(256, dtype=np.uint16) * 256 + 77).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     assert (as_array(tmp_path / "deep.png") == np.arange(256).reshape(16, 16, 1)).all()
+
+
+def test_sixteen_bit_netpbm_keeps_its_high_byte(tmp_path: Path) -> None:
+    values = (np.arange(256, dtype=np.uint16) * 256 + 77).reshape(16, 16)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 16 16 65535 " + values.astype(">u2").tobytes())
+    assert (as_array(tmp_path / "deep.pgm") == np.arange(256).reshape(16, 16, 1)).all()
+
+
+def test_sixteen_bit_colour_keeps_its_high_byte(tmp_path: Path) -> None:
+    pixels = smooth(9, 5)
+    deep = pixels.astype(np.uint16) * 256 + 77
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in deep)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 9, 5, 16, 2, 0, 0, 0)
+    png = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    assert (as_array(tmp_path / "deep.png") == pixels).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_without_a_known_white_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.linspace(0, 9, 64).reshape(8, 8).astype(kind)).save(tmp_path / "map.tiff")
+    with pytest.raises(UserError, match=r"map\.tiff \(it has 32 bits a channel.*save it with 8 or 16"):
+        decode_image(tmp_path / "map.tiff")
+
+
+def test_a_palette_with_transparency_keeps_its_colours_in_silence(tmp_path: Path) -> None:
+    few = (smooth(20, 12) // 128) * 255
+    palette = Image.fromarray(few).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    palette.save(tmp_path / "clear.png", transparency=bytes([0, 128, 255]))
+    palette.save(tmp_path / "clear.gif", transparency=0)
+    for name in ("clear.png", "clear.gif"):
+        assert "transparency" in Image.open(tmp_path / name).info
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert (as_array(tmp_path / name) == few).all()
+
+
+def test_exif_that_cannot_be_read_leaves_the_picture_as_stored(tmp_path: Path) -> None:
+    pixels = smooth(24, 10)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    for cut in range(0, len(whole), 3):
+        Image.fromarray(pixels).save(tmp_path / "odd.png", exif=whole[:cut] + b"\xff" * (len(whole) - cut))
+        assert decode_image(tmp_path / "odd.png").size in {(24, 10), (10, 24)}
+    Image.fromarray(pixels).save(tmp_path / "odd.png", exif=b"Exif\0\0nonsense")
+    assert (as_array(tmp_path / "odd.png") == pixels).all()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +175,26 @@ def test_what_is_not_a_picture_is_named(tmp_path: Path, kind: str) -> None:
         decode_image(path)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp", "ppm"])
+def test_a_damaged_file_is_a_picture_or_is_named(tmp_path: Path, suffix: str) -> None:
+    """Cut anywhere, or with bytes changed: PIL's decoders raise whatever they like."""
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(smooth(24, 16)).save(path)
+    whole, rng, named = path.read_bytes(), np.random.default_rng(0), 0
+    for trial in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        if trial % 2:
+            damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4)
+        else:
+            damaged = damaged[: rng.integers(len(whole))]
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert decode_image(path).mode == "RGB"
+        except UserError as error:
+            named += f"photo.{suffix}" in str(error)
+    assert named >= 20  # most of the thirty that were cut
+
+
 def test_a_sample_without_a_picture_is_named() -> None:
     with pytest.raises(UserError, match="'clip-7' has no picture"):
         ImageInput(ImageInput.Config()).load(Sample("clip-7"), None)
@@ -166,6 +240,16 @@ def test_evaluation_is_resize_then_centre_crop(
     # theirs crops at whole pixels of the resized picture: up to half a pixel of shift
     assert (ours - theirs).abs().mean() < 2
     assert (ours - theirs).abs().max() < 8
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [16, 40, 90])
+def test_a_crop_is_resized_as_pil_does(mode: str, size: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    box = (7, 3, 55, 44)
+    expected = Image.fromarray(picture).crop(box).resize((size, size), Image.Resampling[mode.upper()])
+    ours = _resize(torch.from_numpy(picture).permute(2, 0, 1), box, size, mode).permute(1, 2, 0)
+    assert np.abs(ours.numpy().astype(int) - np.asarray(expected).astype(int)).max() <= 1
 
 
 def test_a_generator_decides_everything(tmp_path: Path) -> None:

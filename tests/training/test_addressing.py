@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_recipe
 
 from mmvicreg.branches.model import Batch, build_inputs
 from mmvicreg.config import Recipe
 from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.image import decode_image
 from mmvicreg.training.addressing import epoch_order, seed_step, view_rng
 from mmvicreg.training.loader import TrainingLoader
 
@@ -66,6 +68,23 @@ def test_workers_and_the_starting_batch_change_nothing(tiny_tones: Path) -> None
         again = [flat(b) for b in helped.epoch(3, start=start)]
         for a, b in zip(alone[start:], again, strict=True):
             assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_views_are_numbered_and_their_picture_is_decoded_once(
+    tiny_shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[Path] = []
+
+    def decode(path: Path) -> Image.Image:
+        decoded.append(path)
+        return decode_image(path)
+
+    monkeypatch.setattr("mmvicreg.inputs.image.decode_image", decode)
+    batch = next(iter(loader(tiny_recipe("image-image", tiny_shapes)).epoch(0)))
+    assert len(decoded) == len(set(decoded)) == 16
+    assert not torch.equal(batch.views["image/0"]["pixels"], batch.views["image/1"]["pixels"])
+    for number in (0, 1):
+        assert batch.views[f"image/{number}"]["view"].tolist() == [number] * 16
 
 
 def test_an_epoch_sees_each_sample_at_most_once_and_drops_the_rest(tiny_tones: Path) -> None:
