@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmvicreg.branches.model import JointModel
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input, Item
+from mmvicreg.inputs.base import Input, Item, NotPreparedError
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
 from mmvicreg.training.loader import Failure, begin_worker, end_workers
+from mmvicreg.training.log import say
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,19 @@ def encode(
             f"the run has no branch '{branch}'{nearest(branch, model.branches)} It has {', '.join(model.branches)}."
         )
     part = model.branch(branch)
+    source = model.inputs[part.config.input]
+    try:
+        for note in source.prepare(samples):
+            say(note)
+    except NotPreparedError as error:  # only slower
+        say(f"warning: {error}")
     rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(samples))]
     if part.config.input == "text":
         rows = [(i, c) for i, sample in enumerate(samples) for c in range(len(sample.captions[:captions]))]
     device = next(model.parameters()).device
     parts: list[np.ndarray] = []
     with progress_bar(len(rows), description or f"encoding {branch}", "row") as bar:
-        for item in _load(_Rows(model.inputs[part.config.input], samples, rows), batch_size, workers):
+        for item in load_rows(source, samples, rows, batch_size=batch_size, workers=workers):
             y, z = part({name: value.to(device) for name, value in item.items()})
             parts.append((z if space == "embedding" else y).float().cpu().numpy())
             bar.advance(len(parts[-1]))
@@ -112,11 +119,24 @@ def encode(
     return Encoded(vectors, np.array([index for index, _ in rows], dtype=np.int64))
 
 
-def _load(rows: _Rows, batch_size: int, workers: int) -> Iterator[Item]:
+def load_rows(
+    source: Input,
+    samples: Sequence[Sample],
+    rows: Sequence[tuple[int, int | None]],
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Item]:
+    """Collated batches of (sample, caption) rows, in order, read as evaluation reads them.
+
+    Raises:
+        UserError: a sample cannot be read.
+    """
+    dataset = _Rows(source, samples, rows)
     loader = DataLoader(
-        rows,
+        dataset,
         batch_size,
-        collate_fn=rows.collate,
+        collate_fn=dataset.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=begin_worker,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmvicreg.branches.frontends import Frontend
 from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
 
@@ -19,10 +20,14 @@ class LogMelFrontend(Frontend):
     """int16 ``(n, samples)`` to float32 ``(n, 1, mels, frames)`` in 0..1.
 
     librosa and torchaudio differ in their defaults (slaney scale and norm against htk and none), so every
-    parameter is explicit here and saved with the run.
+    parameter is explicit here and saved with the run. With the same parameters all three agree to 1e-3 dB over the
+    top 80 dB, but for odd sample rates (11025): there torchaudio, whose filters these are, rounds half the rate
+    down, and the edges of bands differ from librosa's by up to 0.1 dB.
     """
 
     reads, gives = "audio", "spectrogram"
+    level: Tensor
+    """Mean and standard deviation of the training samples, dB; there with ``scaling: training`` alone."""
 
     class Config(Strict):
         """The spectrogram, its scaling and its masking."""
@@ -43,8 +48,12 @@ class LogMelFrontend(Frontend):
         """Range kept below the clip's peak, dB."""
         silence_db: float = -100.0
         """A clip whose peak is below this counts as silent and becomes all zeros, dB of mel power."""
-        scaling: Literal["peak", "minmax"] = "peak"
-        """``peak``: 1 is the clip's peak and 0 is ``top_db`` below; ``minmax``: the clip's own extremes."""
+        scaling: Literal["peak", "minmax", "training"] = "peak"
+        """By clip: with ``peak`` 1 is the clip's peak and 0 is ``top_db`` below, with ``minmax`` they are the clip's
+        own extremes. By ``training`` statistics: 0 and 1 are three standard deviations of the training samples'
+        dB below and above their mean; what is beyond is clipped. They are saved with the weights."""
+        gain_db: Annotated[float, Field(ge=0)] = 0.0
+        """Training: gain drawn from plus or minus this, dB, the same as the waveform's in one view."""
         time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: longest stretch set to zero, as a part of the frames."""
         frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -60,6 +69,8 @@ class LogMelFrontend(Frontend):
                 )
             if self.win_length > self.n_fft:
                 raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+            if self.gain_db > 0 and self.scaling != "training":
+                raise ValueError(f"gain_db changes nothing with scaling: {self.scaling}, which is by clip")
             return self
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
@@ -81,10 +92,17 @@ class LogMelFrontend(Frontend):
         # constants of the transform, rebuilt from the recipe: not weights to be saved
         self.mel.spectrogram._non_persistent_buffers_set.add("window")
         self.mel.mel_scale._non_persistent_buffers_set.add("fb")
+        self.learns = config.scaling == "training"
+        if self.learns:
+            # until it is learned everything is NaN, which the objective refuses
+            self.register_buffer("level", torch.full((2,), torch.nan))
 
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """The spectrogram of ``item``, in 0..1; augmented in training mode."""
-        x = self.scale(self.decibels(item["waveform"].float() / 32768))
+        decibels = self.decibels(item["waveform"].float() / 32768)
+        if self.training and self.config.gain_db > 0:
+            decibels = decibels + (2 * item["draws"][:, :1, None] - 1) * self.config.gain_db
+        x = self.scale(decibels)
         if self.training and self.config.time_mask > 0:
             x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
         if self.training and self.config.frequency_mask > 0:
@@ -100,8 +118,31 @@ class LogMelFrontend(Frontend):
         decibels: Tensor = (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
         return decibels
 
+    @torch.no_grad()
+    def fit(self, items: Iterable[Mapping[str, Tensor]]) -> None:
+        """Learn mean and standard deviation of the training samples' dB, over all mels and frames alike.
+
+        Raises:
+            UserError: every sample is silent, or the same constant.
+        """
+        count, total, squares = 0, 0.0, 0.0
+        for item in items:
+            decibels = self.decibels(item["waveform"].to(self.level.device).float() / 32768).double()
+            count += decibels.numel()
+            total, squares = total + float(decibels.sum()), squares + float(decibels.square().sum())
+        mean = total / max(count, 1)
+        variance = squares / max(count, 1) - mean**2
+        if variance < 1e-6:
+            raise UserError(
+                "the training recordings are all silent: there is nothing to scale spectrograms by"
+            )
+        self.level.copy_(torch.tensor([mean, variance**0.5]))
+
     def scale(self, decibels: Tensor) -> Tensor:
-        """dB to 0..1 per clip; a constant or silent clip becomes zeros, never NaN."""
+        """dB to 0..1; a constant or silent clip becomes zeros or another constant, never NaN."""
+        if self.learns:
+            mean, deviation = self.level
+            return (0.5 + (decibels - mean) / (6 * deviation)).clamp(0, 1)
         peak = decibels.amax(dim=(1, 2), keepdim=True)
         floor = peak - self.config.top_db
         x = decibels.maximum(floor)

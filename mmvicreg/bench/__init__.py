@@ -1,0 +1,1 @@
+"""Benchmarks: how fast a part is beside the code that others use for it, both run here."""
