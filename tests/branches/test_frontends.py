@@ -11,7 +11,7 @@ import torch
 import torchaudio
 
 from mmvicreg.branches.frontends import ImageFrontend, WaveformFrontend
-from mmvicreg.branches.log_mel import LogMelFrontend, mask
+from mmvicreg.branches.log_mel import LogMelFrontend, mask, mel_filters
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS, InputSpec
 
@@ -47,7 +47,7 @@ def clip(rate: int = RATE) -> torch.Tensor:
             160,
             40,
             (50.0, 5000.0),
-        ),  # at odd rates the two references part: see LogMelFrontend
+        ),
     ],
 )
 @pytest.mark.parametrize(("scale", "norm"), [("slaney", "slaney"), ("htk", None)])
@@ -82,6 +82,20 @@ def test_mel_agrees_with_librosa_and_torchaudio_over_the_top_80_db(
     )
     theirs = 20 / power * torch.log10(transform(wave).clamp_min(1e-10))
     torch.testing.assert_close(ours[loud], theirs[loud], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100])
+@pytest.mark.parametrize(("scale", "norm"), [("slaney", "slaney"), ("htk", None), ("htk", "slaney")])
+def test_filters_are_librosas(rate: int, scale: str, norm: str | None) -> None:
+    """Of an odd rate too, where torchaudio's are off."""
+    config = LogMelFrontend.Config(
+        sample_rate=rate, n_fft=1024, n_mels=80, f_min=20, f_max=3900, mel_scale=scale, mel_norm=norm
+    )
+    ours = mel_filters(config).numpy()
+    theirs = librosa.filters.mel(
+        sr=rate, n_fft=1024, n_mels=80, fmin=20, fmax=3900, htk=scale == "htk", norm=norm, dtype=np.float64
+    )
+    assert np.abs(ours - theirs).max() < 1e-12 * theirs.max()
 
 
 def test_batch_and_clip_by_clip_are_the_same() -> None:
