@@ -19,10 +19,10 @@ from pathlib import Path
 
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, RemoteFile
-from mmvicreg.data.making import locked
 from mmvicreg.data.reader import Files
 from mmvicreg.data.unpack import check_room, unpack
 from mmvicreg.errors import UserError
+from mmvicreg.locking import locked
 
 CHUNK = 1 << 20
 TIMEOUT = 30.0

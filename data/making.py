@@ -8,14 +8,13 @@ behind carries no lock and is swept up.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mmvicreg.errors import UserError
+from mmvicreg.locking import locked
 
 
 def make_folder(
@@ -100,19 +99,3 @@ def _wait_for_others(root: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except FileNotFoundError:
             continue  # it was renamed into place
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a folder; the system lets go of it when the process ends, however it does."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system: makers work side by side, the first one wins
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
-from mmvicreg.data.reader import Reader, check_captions, check_folder, check_present, not_here, shorten
+from mmvicreg.data.reader import (
+    Reader,
+    check_captions,
+    check_folder,
+    check_present,
+    class_order,
+    csv_rows,
+    not_here,
+    shorten,
+)
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
@@ -66,7 +75,7 @@ class Manifest(Reader):
         rows = _merge(rows, path)
         _check_whole(rows, path)
         labels = {row.label for row in rows if row.label is not None}
-        self.classes = _in_order(labels)
+        self.classes = class_order(labels)
         index = {label: position for position, label in enumerate(self.classes)}
         in_folds = rows[0].fold is not None and all(row.split is None for row in rows)
         if any(row.fold is not None for row in rows) and not in_folds:
@@ -111,11 +120,13 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     """
     if path.suffix.lower() not in {".csv", ".jsonl", ".ndjson"}:
         raise UserError(f"{path} is neither .csv nor .jsonl; a manifest is one of the two")
-    parse = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     rows: list[Row] = []
     unused: dict[str, None] = {}
     try:
-        for number, where, cells in parse(path):
+        rows_of = (
+            csv_rows(path, one_of=("image", "audio")) if path.suffix.lower() == ".csv" else _json_rows(path)
+        )
+        for number, where, cells in rows_of:
             for key in cells:
                 if key not in KEYS and key not in unused:
                     guess = nearest(key, KEYS)
@@ -130,24 +141,6 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, strict=True)
-        header = table.fieldnames or []
-        if header and not {"image", "audio"} & set(header):
-            raise UserError(
-                f"the first line of {path} must name its columns, image or audio among them; it has "
-                f"{shorten(header)}"
-            )
-        for number, cells in enumerate(table):
-            where = f"{path}, line {table.line_num}"
-            if None in cells:
-                raise UserError(f"{where}: more cells than columns; a caption with a comma needs quotes")
-            if None in cells.values():
-                raise UserError(f"{where}: fewer cells than columns (truncated file?)")
-            yield number, where, {key: value for key, value in cells.items() if value.strip()}
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
@@ -258,13 +251,6 @@ def _check_whole(rows: list[Row], path: Path) -> None:
                 f"{row.where}: the group '{row.group}' lies in fold {row.fold} and, in "
                 f"{folds[row.group].where}, in fold {folds[row.group].fold}; a group must not straddle folds"
             )
-
-
-def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Class names sorted, as numbers where all of them are."""
-    if all(label.isdecimal() for label in labels):
-        return tuple(sorted(labels, key=int))
-    return tuple(sorted(labels))
 
 
 def _sample(row: Row, index: Mapping[str, int], path: Path) -> Sample:

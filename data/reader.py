@@ -6,9 +6,10 @@ damaged or absent split does not stand in the way of another.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -146,6 +147,40 @@ def read_json(path: Path, card: Card, root: Path) -> object:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise broken_json(path, error, card, root) from error
     return tree
+
+
+def csv_rows(path: Path, *, one_of: Sequence[str]) -> Iterator[tuple[int, str, Mapping[str, object]]]:
+    """Rows of a table as (number, place for messages, column -> cell that is not empty).
+
+    Args:
+        path: a CSV file in UTF-8.
+        one_of: its first line must name one of these columns.
+
+    Raises:
+        UserError: no such first line, or a row of another length.
+        OSError, UnicodeDecodeError, csv.Error: not readable as a table.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file, strict=True)
+        header = table.fieldnames or []
+        if header and not {*one_of} & {*header}:
+            raise UserError(
+                f"the first line of {path} must name its columns, {' or '.join(one_of)} among them; it has "
+                f"{shorten(header)}"
+            )
+        for number, cells in enumerate(table):
+            where = f"{path}, line {table.line_num}"
+            if None in cells:
+                raise UserError(f"{where}: more cells than columns; a value with a comma needs quotes")
+            if None in cells.values():
+                raise UserError(f"{where}: fewer cells than columns (truncated file?)")
+            yield number, where, {key: value for key, value in cells.items() if value.strip()}
+
+
+def class_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Class names sorted, as numbers where all of them are."""
+    names = set(labels)
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
 
 
 def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:

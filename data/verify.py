@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,24 +129,14 @@ def picture_fault(path: Path) -> str | None:
 
 
 def recording_fault(path: Path) -> str | None:
-    """Why a recording cannot be decoded to its last sample, or None."""
-    import soundfile
+    """Why a recording cannot be decoded to its last sample, as training would, or None."""
+    from mmvicreg.inputs.decode import read_header, read_recording
 
     try:
-        with path.open("rb") as file:
-            head = file.read(12)
-        # libsndfile reads a cut WAV as a shorter one, so its own length is held against the file's.
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            length = struct.unpack("<I", head[4:8])[0]
-            missing = length + 8 - path.stat().st_size
-            if length != 0xFFFFFFFF and missing > 1:
-                return f"{path} is not a whole recording ({missing:,} bytes are missing at its end)"
-        with soundfile.SoundFile(path) as recording:
-            frames = sum(len(block) for block in recording.blocks(1 << 16, dtype="int16"))
-            if frames != recording.frames or not frames:
-                return f"{path} is not a whole recording ({frames:,} of {recording.frames:,} samples)"
-    except (OSError, RuntimeError) as error:
-        return f"{path} is not a recording ({_reason(error)})"
+        header = read_header(path)
+        read_recording(path, sample_rate=header.sample_rate if header is not None else 44100)
+    except UserError as error:
+        return str(error)
     return None
 
 

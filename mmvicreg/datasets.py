@@ -36,6 +36,8 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     cls = DATASETS.load(name)
     if name == "manifest" and root is None:
         raise UserError("the data set 'manifest' needs --data-root FILE.csv (or .jsonl, or their folder)")
+    if name == "audio-folder" and root is None:
+        raise UserError("the data set 'audio-folder' needs --data-root DIR, the folder of your recordings")
     place = dataset_root(name, root)
     if root is None and not place.exists():
         if hasattr(cls, "make"):

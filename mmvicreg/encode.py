@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmvicreg.branches.model import JointModel
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input, Item
+from mmvicreg.inputs.base import Input, Item, NotPreparedError
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
 from mmvicreg.training.distributed import World, exchange_rows, shares
 from mmvicreg.training.loader import Failure, begin_worker, end_workers
+from mmvicreg.training.log import say
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ def encode(
             f"the run has no branch '{branch}'{nearest(branch, model.branches)} It has {', '.join(model.branches)}."
         )
     part = model.branch(branch)
+    source = model.inputs[part.config.input]
+    notes: list[str] = []
+    try:
+        notes += source.prepare(samples)
+    except NotPreparedError as error:  # only slower
+        notes.append(f"warning: {error}")
+    for note in notes if world is None or world.is_main else ():
+        say(note)
     rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(samples))]
     if part.config.input == "text":
         rows = [(i, c) for i, sample in enumerate(samples) for c in range(len(sample.captions[:captions]))]
@@ -120,10 +129,9 @@ def encode(
     rank, size = (world.rank, world.size) if world is not None else (0, 1)
     bounds = shares(len(rows), size, unit=batch_size)
     place, last = bounds[rank], bounds[rank + 1]
-    own = _Rows(model.inputs[part.config.input], samples, rows[place:last])
     what = description or f"encoding {branch}"
     with progress_bar(last - place, what, "row", visible=rank == 0) as bar:
-        for item in _load(own, batch_size, workers):
+        for item in load_rows(source, samples, rows[place:last], batch_size=batch_size, workers=workers):
             y, z = part({name: value.to(device) for name, value in item.items()})
             found = (z if space == "embedding" else y).float().cpu().numpy()
             vectors[place : place + len(found)] = found
@@ -140,13 +148,26 @@ def encode(
     return Encoded(vectors, np.array([index for index, _ in rows], dtype=np.int64))
 
 
-def _load(rows: _Rows, batch_size: int, workers: int) -> Iterator[Item]:
-    if not len(rows):
+def load_rows(
+    source: Input,
+    samples: Sequence[Sample],
+    rows: Sequence[tuple[int, int | None]],
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Item]:
+    """Collated batches of (sample, caption) rows, in order, read as evaluation reads them.
+
+    Raises:
+        UserError: a sample cannot be read.
+    """
+    if not rows:
         return
+    dataset = _Rows(source, samples, rows)
     loader = DataLoader(
-        rows,
+        dataset,
         batch_size,
-        collate_fn=rows.collate,
+        collate_fn=dataset.collate,
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=begin_worker,

@@ -71,6 +71,7 @@ DATASETS = Registry(
         "esc10": "mmvicreg.data.esc50:Esc10",
         "tones": "mmvicreg.data.tones:Tones",
         "manifest": "mmvicreg.data.manifest:Manifest",
+        "audio-folder": "mmvicreg.data.audio_folder:AudioFolder",
     },
     "mmvicreg.datasets",
 )

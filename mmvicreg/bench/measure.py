@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-from mmvicreg.errors import UserError
-from mmvicreg.training.distributed import World, join_world, leave_world
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
@@ -84,51 +79,6 @@ def sum_over_processes(*values: Tensor) -> None:
     if dist.is_initialized():
         for value in values:
             dist.all_reduce(value)
-
-
-def on_processes(
-    processes: int, device: str, function: Callable[..., dict[str, Any]], *arguments: Any
-) -> dict[str, Any]:
-    """``function(world, *arguments)`` on so many new processes, or in this one; what the first returned.
-
-    Args:
-        processes: how many; 1 is this process, without a process group.
-        device: ``cpu`` (gloo) or ``cuda`` (nccl).
-        function: importable by name; returns plain data.
-        arguments: plain data.
-
-    Raises:
-        UserError: the processes needed more memory than there is, or torchrun started this one.
-    """
-    if "RANK" in os.environ:
-        raise UserError("a benchmark starts its processes itself: leave torchrun away and give --processes N")
-    if processes == 1:
-        return function(join_world(device), *arguments)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from mmvicreg.training.launch import start_processes
-
-    try:
-        results: dict[int, dict[str, Any]] = start_processes(processes, _joined, device, function, arguments)
-    except ChildFailedError as error:
-        if any(failure.exitcode == -signal.SIGKILL for failure in error.failures.values()):
-            raise UserError(
-                f"one of {processes} processes was killed, probably for want of memory; choose smaller --shapes, "
-                "fewer --processes, or some of the --peers"
-            ) from error
-        raise
-    except SignalException:
-        raise KeyboardInterrupt from None
-    return results[0]
-
-
-def _joined(device: str, function: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> Any:
-    world: World = join_world(device)
-    try:
-        return function(world, *arguments)
-    finally:
-        leave_world()
 
 
 def _synchronise(device: torch.device) -> None:

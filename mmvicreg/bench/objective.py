@@ -18,14 +18,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import mse_loss, relu
 
-from mmvicreg.bench.measure import interleaved_seconds, largest, on_processes, peak_memory, sum_over_processes
+from mmvicreg.bench.measure import interleaved_seconds, largest, peak_memory, sum_over_processes
 from mmvicreg.bench.peers import NAMES, Peer, installed, peer
 from mmvicreg.branches.expander import expander
 from mmvicreg.config import ExpanderConfig
 from mmvicreg.errors import UserError
 from mmvicreg.objectives import VICReg
 from mmvicreg.progress import progress_bar
-from mmvicreg.training.distributed import World, resolve_device
+from mmvicreg.training.distributed import World, resolve_device, started_by_others
+from mmvicreg.training.processes import on_processes
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 CHECKED_UP_TO = 2048 * 8192**2
@@ -90,6 +91,8 @@ def settings(
     Raises:
         UserError: any of them makes no sense, or is not to be had here.
     """
+    if started_by_others():
+        raise UserError("a benchmark starts its processes itself: leave torchrun away and give --processes N")
     kind = resolve_device(device)
     if precision not in PRECISIONS:
         raise UserError(f"--precision: unknown '{precision}'. Known: {', '.join(PRECISIONS)}.")

@@ -8,7 +8,7 @@ travels along, for augmentations that are not the same for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -45,12 +45,17 @@ class Frontend(nn.Module):
     """The kind of input it is for."""
     gives: ClassVar[str]
     """The kind of tensor it makes of that."""
+    learns: bool = False
+    """Whether :meth:`fit` must be called before training; what it learns is saved with the weights."""
 
     def __init__(self, config: Any, spec: InputSpec) -> None:
         super().__init__()
         check_kind(spec, (self.reads,), f"the frontend {type(self).__name__}")
         self.config = config
         self.spec = replace(spec, kind=self.gives)
+
+    def fit(self, items: Iterable[Mapping[str, Tensor]]) -> None:
+        """Learn from collated training samples, read as evaluation reads them, what is to be known of all."""
 
 
 class ImageFrontend(Frontend):

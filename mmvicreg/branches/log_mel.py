@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torchaudio
 from pydantic import Field, model_validator
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from mmvicreg.branches.frontends import Frontend
 from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
 
@@ -19,10 +23,14 @@ class LogMelFrontend(Frontend):
     """int16 ``(n, samples)`` to float32 ``(n, 1, mels, frames)`` in 0..1.
 
     librosa and torchaudio differ in their defaults (slaney scale and norm against htk and none), so every
-    parameter is explicit here and saved with the run.
+    parameter is explicit here and saved with the run. The filters are computed in float64: torchaudio's own, in
+    float32, are off by up to 2e-3 dB on recordings, and by 0.1 dB at odd sample rates (it rounds half the rate).
     """
 
     reads, gives = "audio", "spectrogram"
+    filters: Tensor
+    level: Tensor
+    """Mean and standard deviation of the training samples, dB; there with ``scaling: training`` alone."""
 
     class Config(Strict):
         """The spectrogram, its scaling and its masking."""
@@ -43,8 +51,12 @@ class LogMelFrontend(Frontend):
         """Range kept below the clip's peak, dB."""
         silence_db: float = -100.0
         """A clip whose peak is below this counts as silent and becomes all zeros, dB of mel power."""
-        scaling: Literal["peak", "minmax"] = "peak"
-        """``peak``: 1 is the clip's peak and 0 is ``top_db`` below; ``minmax``: the clip's own extremes."""
+        scaling: Literal["peak", "minmax", "training"] = "peak"
+        """By clip: with ``peak`` 1 is the clip's peak and 0 is ``top_db`` below, with ``minmax`` they are the clip's
+        own extremes. By ``training`` statistics: 0 and 1 are three standard deviations of the training samples'
+        dB below and above their mean; what is beyond is clipped. They are saved with the weights."""
+        gain_db: Annotated[float, Field(ge=0)] = 0.0
+        """Training: gain drawn from plus or minus this, dB, the same as the waveform's in one view."""
         time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: longest stretch set to zero, as a part of the frames."""
         frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -60,31 +72,34 @@ class LogMelFrontend(Frontend):
                 )
             if self.win_length > self.n_fft:
                 raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
+            if self.gain_db > 0 and self.scaling != "training":
+                raise ValueError(f"gain_db changes nothing with scaling: {self.scaling}, which is by clip")
             return self
 
     def __init__(self, config: Config, spec: InputSpec) -> None:
         super().__init__(config, spec)
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=config.sample_rate,
+        self.spectrogram = torchaudio.transforms.Spectrogram(
             n_fft=config.n_fft,
             win_length=config.win_length,
             hop_length=config.hop_length,
-            f_min=config.f_min,
-            f_max=config.f_max,
-            n_mels=config.n_mels,
-            power=config.power,
-            norm=config.mel_norm,
-            mel_scale=config.mel_scale,
+            power=None,
             center=True,
             pad_mode="constant",
         )
         # constants of the transform, rebuilt from the recipe: not weights to be saved
-        self.mel.spectrogram._non_persistent_buffers_set.add("window")
-        self.mel.mel_scale._non_persistent_buffers_set.add("fb")
+        self.spectrogram._non_persistent_buffers_set.add("window")
+        self.register_buffer("filters", mel_filters(config).float(), persistent=False)
+        self.learns = config.scaling == "training"
+        if self.learns:
+            # until it is learned everything is NaN, which the objective refuses
+            self.register_buffer("level", torch.full((2,), torch.nan))
 
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """The spectrogram of ``item``, in 0..1; augmented in training mode."""
-        x = self.scale(self.decibels(item["waveform"].float() / 32768))
+        decibels = self.decibels(item["waveform"].float() / 32768)
+        if self.training and self.config.gain_db > 0:
+            decibels = decibels + (2 * item["draws"][:, :1, None] - 1) * self.config.gain_db
+        x = self.scale(decibels)
         if self.training and self.config.time_mask > 0:
             x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
         if self.training and self.config.frequency_mask > 0:
@@ -96,12 +111,45 @@ class LogMelFrontend(Frontend):
         # clip by clip on a CPU: a large batched STFT falls out of its caches and is slower there
         chunks = torch.split(waveform, 1) if waveform.device.type == "cpu" else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
-            power = torch.cat([self.mel(chunk) for chunk in chunks])
+            power = torch.cat([self._mel_power(chunk) for chunk in chunks])
         decibels: Tensor = (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
         return decibels
 
+    def _mel_power(self, waveform: Tensor) -> Tensor:
+        """Mel power (amplitude with ``power: 1``) of float ``(n, samples)``: ``(n, mels, frames)``."""
+        bins = self.spectrogram(waveform)
+        power = bins.real.square().addcmul_(
+            bins.imag, bins.imag
+        )  # abs() would take a root, to be squared again
+        if self.config.power != 2:
+            power = power ** (self.config.power / 2)
+        return self.filters @ power
+
+    @torch.no_grad()
+    def fit(self, items: Iterable[Mapping[str, Tensor]]) -> None:
+        """Learn mean and standard deviation of the training samples' dB, over all mels and frames alike.
+
+        Raises:
+            UserError: every sample is silent, or the same constant.
+        """
+        count, total, squares = 0, 0.0, 0.0
+        for item in items:
+            decibels = self.decibels(item["waveform"].to(self.level.device).float() / 32768).double()
+            count += decibels.numel()
+            total, squares = total + float(decibels.sum()), squares + float(decibels.square().sum())
+        mean = total / max(count, 1)
+        variance = squares / max(count, 1) - mean**2
+        if variance < 1e-6:
+            raise UserError(
+                "the training recordings are all silent: there is nothing to scale spectrograms by"
+            )
+        self.level.copy_(torch.tensor([mean, variance**0.5]))
+
     def scale(self, decibels: Tensor) -> Tensor:
-        """dB to 0..1 per clip; a constant or silent clip becomes zeros, never NaN."""
+        """dB to 0..1; a constant or silent clip becomes zeros or another constant, never NaN."""
+        if self.learns:
+            mean, deviation = self.level
+            return (0.5 + (decibels - mean) / (6 * deviation)).clamp(0, 1)
         peak = decibels.amax(dim=(1, 2), keepdim=True)
         floor = peak - self.config.top_db
         x = decibels.maximum(floor)
@@ -127,3 +175,34 @@ def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:
     position = torch.arange(size, device=x.device)
     hidden = (position >= start[:, None]) & (position < (start + length)[:, None])
     return x.masked_fill(hidden.unsqueeze(3 - dim), 0.0)
+
+
+def mel_filters(config: LogMelFrontend.Config) -> Tensor:
+    """Weights ``(n_mels, n_fft // 2 + 1)``, float64, from bins of the spectrum to bands: overlapping triangles.
+
+    The mel scale is O'Shaughnessy's ``2595 log10(1 + f / 700)`` (``htk``), or that of Slaney's Auditory Toolbox
+    (1998): linear to 1000 Hz, 15 mels, then logarithmic, 27 mels to 6.4 times the frequency. The norm ``slaney``
+    gives every band the same area.
+    """
+    highest = config.sample_rate / 2 if config.f_max is None else config.f_max
+    mels = np.linspace(*(_mel(f, config.mel_scale) for f in (config.f_min, highest)), config.n_mels + 2)
+    edges = _hertz(mels, config.mel_scale)
+    low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    bins = np.arange(config.n_fft // 2 + 1) * config.sample_rate / config.n_fft
+    weights = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(min=0)
+    if config.mel_norm == "slaney":
+        weights *= 2 / (high - low)
+    return torch.from_numpy(weights)
+
+
+def _mel(hertz: float, scale: str) -> float:
+    if scale == "htk":
+        return 2595 * math.log10(1 + hertz / 700)
+    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+
+def _hertz(mels: npt.NDArray[np.float64], scale: str) -> npt.NDArray[np.float64]:
+    if scale == "htk":
+        found: npt.NDArray[np.float64] = 700 * (10 ** (mels / 2595) - 1)
+        return found
+    return np.where(mels < 15, mels * 200 / 3, 1000 * 6.4 ** ((mels - 15) / 27))

@@ -52,8 +52,9 @@ def list_datasets(
         except UserError:
             table.add_row(name, "", "", str(place), _presence(place))
             continue
-        if name == "manifest":
-            table.add_row(name, ", ".join(card.pairs), card.licence, "--data-root FILE", "")
+        if name in ("manifest", "audio-folder"):
+            where = "--data-root FILE" if name == "manifest" else "--data-root DIR"
+            table.add_row(name, ", ".join(card.pairs), card.licence, where, "")
             continue
         there = _presence(place)
         if there == "no":

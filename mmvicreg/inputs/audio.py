@@ -1,4 +1,4 @@
-"""Recordings: decode, mix to one channel, resample, crop or pad to a fixed length, as int16."""
+"""Recordings as clips of a fixed length, int16, and what training draws for each of them."""
 
 from __future__ import annotations
 
@@ -7,73 +7,106 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
+from mmvicreg.inputs import audio_cache
 from mmvicreg.inputs.base import Input, InputSpec, Item, draws
+from mmvicreg.inputs.decode import Waveform, read_header, read_recording
 from mmvicreg.samples import Sample
 
 
 class AudioInput(Input):
-    """A stretch of the recording: at a random place in training, the middle in evaluation."""
+    """A stretch of the recording: at a random place in training, the middle in evaluation.
+
+    Branches that name the same ``view`` of it are given one and the same clip: one crop, shift, speed, mix and
+    noise for both, and the same draws for their frontends (gain). With another ``view`` each draws its own.
+    """
 
     class Config(Strict):
-        """Rate and length every recording is brought to."""
+        """Rate and length every recording is brought to, and what training draws, in the order it is done."""
 
         sample_rate: Annotated[int, Field(ge=1000)] = 44100
         """Hz."""
         seconds: Annotated[float, Field(gt=0)] = 5.0
-        shift: Annotated[float, Field(ge=0, le=1)] = 0.0
-        """Training: largest circular shift, as a part of the length."""
         speed: Annotated[float, Field(ge=0, le=2)] = 0.0
         """Training: playback faster or slower by up to this many octaves; pitch and tempo change together."""
-
+        shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+        """Training: largest circular shift, as a part of the length."""
+        mix: Annotated[float, Field(ge=0, lt=1)] = 0.0
+        """Training: largest part, of the amplitude, of another training recording mixed in at equal loudness."""
         noise_db: Annotated[float, Field(ge=0)] | None = None
         """Training: white noise is added at least this far below the recording, up to 40 dB further, dB; null:
         none."""
+        cache: bool = True
+        """Decode recordings once, into the cache folder, instead of at every reading; the numbers are the same."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.length = round(config.sample_rate * config.seconds)
+        self._others: Sequence[Sample] = ()
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``waveform``: int16 ``(length,)``; ``draws``: float32 for the device."""
-        if sample.audio is None:
-            raise UserError(f"sample '{sample.id}' has no recording")
-        waveform = decode_audio(sample.audio, sample_rate=self.config.sample_rate)
-        if rng is not None and self.config.speed > 0:
-            waveform = play(waveform, 2 ** rng.uniform(-self.config.speed, self.config.speed))
-        surplus = len(waveform) - self.length
-        if surplus > 0:
-            start = surplus // 2 if rng is None else int(rng.integers(surplus + 1))
-            waveform = waveform[start : start + self.length]
-        elif surplus < 0:
-            waveform = torch.nn.functional.pad(waveform, (0, -surplus))
+        wave = self._clip(sample, rng)
         if rng is not None and self.config.shift > 0:
             reach = int(self.config.shift * self.length)
-            waveform = torch.roll(waveform, int(rng.integers(-reach, reach + 1)))
+            wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
+        if rng is not None and self.config.mix > 0:
+            part, other = rng.uniform(0, self.config.mix), self._others[rng.integers(len(self._others))]
+            wave = mix(wave, self._clip(other, rng), part)
         if rng is not None and self.config.noise_db is not None:
-            waveform = add_noise(waveform, self.config.noise_db + rng.uniform(0, 40), rng)
-        return {"waveform": waveform.clone(), "draws": draws(rng)}
+            wave = add_noise(wave, self.config.noise_db + rng.uniform(0, 40), rng)
+        return {"waveform": torch.from_numpy(wave), "draws": draws(rng)}
+
+    def _clip(self, sample: Sample, rng: np.random.Generator | None) -> Waveform:
+        """The recording at some speed, cropped or padded at its end to the length: int16 ``(length,)``, a copy."""
+        wave = self._read(sample)
+        if rng is not None and self.config.speed > 0:
+            wave = play(wave, 2 ** rng.uniform(-self.config.speed, self.config.speed))
+        surplus = len(wave) - self.length
+        if surplus <= 0:
+            return np.pad(wave, (0, -surplus))
+        start = surplus // 2 if rng is None else int(rng.integers(surplus + 1))
+        return np.array(wave[start : start + self.length])
+
+    def _read(self, sample: Sample) -> Waveform:
+        """The whole recording, int16 ``(samples,)``, perhaps read-only."""
+        if sample.audio is None:
+            raise UserError(f"sample '{sample.id}' has no recording")
+        rate = self.config.sample_rate
+        mapped = audio_cache.read(sample.audio, sample_rate=rate) if self.config.cache else None
+        return read_recording(sample.audio, sample_rate=rate) if mapped is None else mapped
+
+    def prepare(self, samples: Sequence[Sample]) -> list[str]:
+        """Decode the recordings of ``samples`` into the cache, those that are not there yet."""
+        if not self.config.cache:
+            return []
+        sources = [sample.audio for sample in samples if sample.audio is not None]
+        built = audio_cache.build(sources, sample_rate=self.config.sample_rate)
+        if not built.recordings:
+            return []
+        return [
+            f"{built.recordings} recordings were decoded to {self.config.sample_rate} Hz, once, into {built.folder} "
+            f"({built.size / 1e6:.0f} MB)"
+        ]
+
+    def train_on(self, samples: Sequence[Sample]) -> None:
+        """Be told the recordings that may be mixed in."""
+        self._others = tuple(samples)
 
     def survey(self, samples: Sequence[Sample]) -> list[str]:
         """Count the recordings that will be resampled, mixed, padded or cropped, from their headers."""
         counts = {"resampled": 0, "mixed to one channel": 0, "padded": 0, "cropped": 0}
         for sample in samples:
-            if sample.audio is None or sample.audio.suffix.lower() not in _SOUNDFILE_SUFFIXES:
+            header = read_header(sample.audio) if sample.audio is not None else None
+            if header is None:
                 continue
-            try:
-                header = soundfile.info(sample.audio)
-                _check_whole(sample.audio)
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise _unreadable(sample.audio, error) from error
-            seconds = header.frames / header.samplerate
-            counts["resampled"] += header.samplerate != self.config.sample_rate
+            seconds = header.frames / header.sample_rate
+            counts["resampled"] += header.sample_rate != self.config.sample_rate
             counts["mixed to one channel"] += header.channels != 1
             counts["padded"] += seconds < self.config.seconds - 1e-3
             counts["cropped"] += seconds > self.config.seconds + 1e-3
@@ -89,87 +122,36 @@ class AudioInput(Input):
         return InputSpec("audio", channels=1)
 
 
-_SOUNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
-
-
 def decode_audio(path: Path, *, sample_rate: int) -> Tensor:
-    """Read a recording as mono int16 ``(samples,)`` at ``sample_rate``; the one place where this is done.
-
-    soundfile reads integers directly (four times faster than float32); formats it does not know are left
-    to librosa. Channels are averaged, and rates converted by soxr, which librosa uses too and which is quick
-    whatever the two rates.
-
-    Raises:
-        UserError: the file is missing, empty, not a recording, or holds NaN or infinity.
-    """
-    try:
-        if path.suffix.lower() in _SOUNDFILE_SUFFIXES:
-            _check_whole(path)
-            if soundfile.info(path).subtype in {"FLOAT", "DOUBLE", "VORBIS", "OPUS"}:
-                # These may leave [-1, 1]. Reading as int16 would hide NaN, and libsndfile wraps loud Vorbis
-                # and Opus around to the other sign instead of clipping it.
-                raw, rate = soundfile.read(path, dtype="float32", always_2d=True)
-            else:
-                raw, rate = soundfile.read(path, dtype="int16", always_2d=True)
-        else:
-            import librosa
-
-            loaded, rate = librosa.load(path, sr=None, mono=False)
-            raw = np.atleast_2d(loaded).T
-    except FileNotFoundError as error:
-        raise UserError(f"recording not found: {path}") from error
-    except UserError:
-        raise
-    except Exception as error:  # librosa's back ends raise many kinds
-        raise _unreadable(path, error) from error
-    if len(raw) == 0:
-        raise UserError(f"the recording {path} has no samples; replace the file or leave it out")
-    if not np.isfinite(raw).all():
-        raise UserError(f"the recording {path} holds NaN or infinity; replace the file or leave it out")
-    if raw.dtype == np.int16 and raw.shape[1] == 1 and rate == sample_rate:
-        return torch.from_numpy(np.ascontiguousarray(raw[:, 0]))
-    scale = 1.0 if raw.dtype == np.int16 else 32767.0
-    mono = torch.from_numpy(raw.astype(np.float32).mean(axis=1) * scale)
-    if rate != sample_rate:
-        mono = torch.from_numpy(soxr.resample(mono.numpy(), rate, sample_rate))
-    return mono.round().clamp(-32768, 32767).to(torch.int16)
+    """:func:`~mmvicreg.inputs.decode.read_recording` as a tensor: mono int16 ``(samples,)``."""
+    return torch.from_numpy(read_recording(path, sample_rate=sample_rate))
 
 
-def play(waveform: Tensor, speed: float) -> Tensor:
+def play(wave: Waveform, speed: float) -> Waveform:
     """int16 ``(samples,)`` played ``speed`` times as fast, by linear interpolation between samples."""
-    x = waveform.numpy()
-    moments = np.arange(0, len(x) - 1, speed)
-    return torch.from_numpy(np.interp(moments, np.arange(len(x)), x).round().astype(np.int16))
+    moments = np.arange(0, len(wave) - 1, speed)
+    return np.interp(moments, np.arange(len(wave)), wave).round().astype(np.int16)
 
 
-def add_noise(waveform: Tensor, below_db: float, rng: np.random.Generator) -> Tensor:
+def mix(wave: Waveform, other: Waveform, part: float) -> Waveform:
+    """int16 ``(samples,)``: ``1 - part`` of a clip, and ``part`` of another brought to the same RMS.
+
+    Silence stays silent, and what would leave full scale is clipped.
+    """
+    a, b = wave.astype(np.float32), other.astype(np.float32)
+    level, theirs = np.sqrt(np.mean(a**2)), np.sqrt(np.mean(b**2))
+    if theirs == 0:
+        return wave
+    return _whole((1 - part) * a + np.float32(part * level / theirs) * b)
+
+
+def add_noise(wave: Waveform, below_db: float, rng: np.random.Generator) -> Waveform:
     """int16 ``(samples,)`` with white noise ``below_db`` decibels under its own level; silence stays silent."""
-    x = waveform.numpy().astype(np.float32)
+    x = wave.astype(np.float32)
     level = np.sqrt(np.mean(x**2)) * 10 ** (-below_db / 20)
-    noisy = x + level * rng.standard_normal(len(x), dtype=np.float32)
-    return torch.from_numpy(noisy.round().clip(-32768, 32767).astype(np.int16))
+    return _whole(x + level * rng.standard_normal(len(x), dtype=np.float32))
 
 
-def _check_whole(path: Path) -> None:
-    """Refuse a WAV file that ends before its header says: libsndfile reads one without a word."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    if head[:4] != b"RIFF":
-        return
-    promised, present = int.from_bytes(head[4:8], "little"), path.stat().st_size
-    if (
-        promised not in (0, 0xFFFFFFFF) and present < promised + 8
-    ):  # those two mean "a stream, length unknown"
-        raise UserError(
-            f"the recording {path} is truncated: {present} of {promised + 8} bytes; replace the file, or leave "
-            "its row out of the data set"
-        )
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if not path.exists():
-        return UserError(f"recording not found: {path}")
-    return UserError(
-        f"cannot decode the recording {path} ({error or type(error).__name__}); replace the file, or leave its "
-        "row out of the data set"
-    )
+def _whole(x: np.ndarray) -> Waveform:
+    """Rounded and clipped to int16."""
+    return x.round().clip(-32768, 32767).astype(np.int16)

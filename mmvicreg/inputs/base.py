@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from mmvicreg.config import Strict
+from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
 Item = dict[str, Tensor]
 
 DRAWS = 16
 """Uniform numbers in [0, 1) that travel with every training view for the frontends on the device."""
+
+
+class NotPreparedError(UserError):
+    """There is no place or room for what :meth:`Input.prepare` would put aside; reading works without it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,20 @@ class Input(ABC):
     def survey(self, samples: Sequence[Sample]) -> list[str]:
         """What will be done to samples that are not as asked, in words to say once."""
         return []
+
+    def prepare(self, samples: Sequence[Sample]) -> list[str]:
+        """Do once what would otherwise be done at every reading of ``samples``; nothing that is read changes.
+
+        Called before samples are read, in every process, for these and no others. Says what was done.
+
+        Raises:
+            UserError: one of the samples cannot be read.
+            NotPreparedError: no place or room; whoever can do without may go on.
+        """
+        return []
+
+    def train_on(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most views are of one sample
+        """Be told, before training, which samples a training view may draw on besides its own (mixing)."""
 
     def state(self) -> dict[str, Any]:
         """What :meth:`fit` learned, as plain data and tensors for a checkpoint."""

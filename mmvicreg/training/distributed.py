@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-<<<<<<< HEAD
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Sequence
->>>>>>> evalr
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -127,7 +123,6 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-<<<<<<< HEAD
 def share_state(module: nn.Module) -> None:
     """Give every process the main process's parameters and buffers."""
     if dist.is_initialized():
@@ -174,7 +169,8 @@ def _in_buckets(tensors: Sequence[Tensor], act: Callable[[Tensor], object]) -> N
             for t, part in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                 t.copy_(part.view(t.shape))
             bucket = []
-=======
+
+
 def gather_objects(value: Any) -> list[Any]:
     """What every process has, in rank order; small picklable things only."""
     if not dist.is_initialized():
@@ -213,7 +209,6 @@ def exchange_rows(x: Tensor, bounds: Sequence[int], device: torch.device) -> Non
 def started_by_others() -> bool:
     """Whether torchrun or srun started this process, as one of those of a job."""
     return "RANK" in os.environ or under_srun()
->>>>>>> evalr
 
 
 def under_srun() -> bool:

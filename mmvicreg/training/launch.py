@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 
@@ -27,8 +26,6 @@ from mmvicreg.training.distributed import (
 from mmvicreg.training.log import say
 from mmvicreg.training.processes import Stopped, start_processes
 from mmvicreg.training.setup import resolve_precision
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,87 +151,3 @@ def _workers(launch: Launch, world: World) -> int:
         return launch.workers
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     return max(1, min(8, cpu_count() // processes))
-<<<<<<< HEAD
-
-
-def _finish(stopped_by: int | None, launch: Launch) -> None:
-    if stopped_by is not None:
-        say(
-            f"stopped by {signal.Signals(stopped_by).name}; continue with: mmvicreg train --resume --out {launch.out}"
-        )
-        raise SystemExit(128 + stopped_by)
-
-
-def _start_agent(launch: Launch) -> None:
-    """Run ``launch.devices`` processes and pass their end on."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    resolve_device(launch.device)
-    with tempfile.TemporaryDirectory() as notes:
-        try:
-            start_processes(launch.devices, _agent_worker, launch, notes)
-        except ChildFailedError as error:
-            told = sorted(Path(notes).glob("error-*"))
-            if told:
-                raise UserError(told[0].read_text(encoding="utf-8")) from None
-            stopped = sorted(Path(notes).glob("signal-*"))
-            if stopped:
-                _finish(int(stopped[0].read_text()), launch)
-            raise UserError(f"a training process died: {error}") from error
-        except SignalException as error:
-            _finish(int(error.sigval), launch)
-        stopped = sorted(Path(notes).glob("signal-*"))
-        if stopped:
-            _finish(int(stopped[0].read_text()), launch)
-
-
-def start_processes(processes: int, function: Callable[..., T], *arguments: Any) -> dict[int, T]:
-    """``function(*arguments)`` on so many processes of this machine, under torchrun's elastic agent.
-
-    Returns:
-        What each returned, by rank.
-
-    Raises:
-        ChildFailedError: a process died.
-        SignalException: SIGINT or SIGTERM came meanwhile.
-    """
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        start_method="spawn",
-        run_id=uuid.uuid4().hex,
-    )
-    # what went wrong is told in one message by the caller; the agent would add pages of its own
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.launcher").setLevel(logging.CRITICAL)
-    results: dict[int, T] = elastic_launch(config, function)(*arguments)
-    return results
-
-
-def _agent_worker(launch: Launch, notes: str) -> None:
-    """A process of the agent: leave a note of how it ended, since exceptions do not cross over whole."""
-    rank = os.environ["RANK"]
-    try:
-        stopped_by = _worker(launch)
-    except UserError as error:
-        (Path(notes) / f"error-{rank}").write_text(str(error), encoding="utf-8")
-        _leave(2)
-    if stopped_by is not None:
-        (Path(notes) / f"signal-{rank}").write_text(str(stopped_by), encoding="utf-8")
-        _leave(128 + stopped_by)
-
-
-def _leave(status: int) -> None:
-    """End this process at once: returning would wait for an agent that may be shutting down itself."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-=======
->>>>>>> evalr

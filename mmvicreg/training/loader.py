@@ -16,6 +16,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input, Item
 from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import epoch_order, view_rng
+from mmvicreg.training.log import say
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,10 @@ class TrainingLoader:
             raise UserError(
                 f"a global batch of {size} does not divide among {world_size} processes; choose a multiple"
             )
+        for source in inputs.values():
+            for note in source.prepare(samples):  # said by the process that did it
+                say(note)
+            source.train_on(samples)
         self.batches = AddressedBatches(
             len(dataset), size, seed=recipe.seed, rank=rank, world_size=world_size
         )

@@ -40,7 +40,7 @@ from mmvicreg.training.log import RunLog, say
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
 from mmvicreg.training.monitor import CollapseMonitor, Health, measure
 from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
-from mmvicreg.training.setup import build_model, restore_inputs
+from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
 
 # every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
@@ -257,8 +257,9 @@ class Trainer:
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
             )
-        elif self.world.is_main:
-            for warning in model.objective.warnings(model.graph):
+        else:
+            fit_frontends(model, self.samples, main=self.world.is_main)
+            for warning in model.objective.warnings(model.graph) if self.world.is_main else ():
                 say(f"warning: {warning}")
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)

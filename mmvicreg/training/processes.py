@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -27,9 +28,9 @@ T = TypeVar("T")
 class Stopped(Exception):  # noqa: N818 - no error
     """A signal asked to stop, and was obeyed."""
 
-    def __init__(self, signal: int) -> None:
-        super().__init__(signal)
-        self.signal = signal
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
 
 
 def on_processes(
@@ -111,6 +112,11 @@ def start_processes(processes: int, function: Callable[..., Any], *arguments: An
             if told := sorted(Path(notes).glob("error-*")):
                 raise UserError(told[0].read_text(encoding="utf-8")) from None
             _raise_stopped(notes)
+            if any(failure.exitcode == -signal.SIGKILL for failure in error.failures.values()):
+                raise UserError(
+                    f"one of {processes} processes was killed, probably for want of memory; give it less to do at "
+                    "once, or start fewer"
+                ) from error
             raise UserError(f"a process died: {error}") from error
         except SignalException as error:
             raise Stopped(int(error.sigval)) from None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from mmvicreg.branches.model import JointModel, build_inputs
+from mmvicreg.branches.model import Branch, JointModel, build_inputs
 from mmvicreg.config import Recipe
+from mmvicreg.encode import load_rows
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input
+from mmvicreg.inputs.base import Input, Item
+from mmvicreg.progress import progress_bar
+from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_weights
+from mmvicreg.training.distributed import from_main
 
 
 def build_model(recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool = True) -> JointModel:
@@ -25,6 +29,42 @@ def build_model(recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool
     with torch.random.fork_rng():
         seed_weights(recipe.seed)
         return JointModel(recipe, inputs, pretrained=pretrained)
+
+
+def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = True) -> None:
+    """Have every frontend that learns do so from the training samples: in one process, for all of them.
+
+    Raises:
+        UserError: a sample that cannot be read, or samples that there is nothing to learn from; in every process.
+    """
+    learning = {name: model.branch(name) for name in model.branches if model.branch(name).frontend.learns}
+    if not learning:
+        return
+    states: dict[str, Any] | str | None = None
+    if main:
+        try:
+            for name, branch in learning.items():
+                _fit(name, branch, model.inputs[branch.config.input], samples)
+            states = {name: branch.frontend.state_dict() for name, branch in learning.items()}
+        except UserError as error:
+            states = str(error)
+    states = from_main(states)
+    if not isinstance(states, dict):
+        raise UserError(str(states))
+    for name, branch in learning.items():
+        branch.frontend.load_state_dict(states[name])
+
+
+def _fit(name: str, branch: Branch, source: Input, samples: Sequence[Sample]) -> None:
+    rows = [(i, None) for i in range(len(samples))]
+    with progress_bar(len(rows), f"statistics for {name}", "sample") as bar:
+
+        def counted() -> Iterator[Item]:
+            for item in load_rows(source, samples, rows, batch_size=32, workers=2):
+                yield item
+                bar.advance(len(next(iter(item.values()))))
+
+        branch.frontend.fit(counted())
 
 
 def restore_inputs(recipe: Recipe, states: Mapping[str, Mapping[str, Any]]) -> dict[str, Input]:

@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.audio import AudioInput, decode_audio
+from mmvicreg.inputs.audio import AudioInput, decode_audio, mix
 from mmvicreg.samples import Sample
 
 
@@ -192,6 +192,36 @@ def test_silence_passes(tmp_path: Path) -> None:
     assert (load(write(tmp_path / "silent2.wav", np.zeros((9000, 2)), 16000, "FLOAT")) == 0).all()
 
 
+def test_a_mix_holds_at_most_the_part_asked_for_of_another_at_equal_loudness(tmp_path: Path) -> None:
+    quiet = write(tmp_path / "quiet.wav", tone(8000, hertz=500, amplitude=0.4), 8000)
+    loud = write(tmp_path / "loud.wav", tone(8000, hertz=1500, amplitude=0.04), 8000)
+    source = AudioInput(AudioInput.Config(sample_rate=8000, seconds=1, mix=0.3))
+    source.train_on([Sample("loud", audio=loud)])
+    assert (source.load(Sample("s", audio=quiet), None)["waveform"].numpy() == load(quiet)).all()
+    parts = []
+    for seed in range(60):
+        wave = source.load(Sample("s", audio=quiet), np.random.default_rng(seed))["waveform"].numpy()
+        own, other = (np.abs(np.fft.rfft(wave))[hertz] / (8000 / 2 * 32767 * 0.4) for hertz in (500, 1500))
+        assert own + other == pytest.approx(
+            1, abs=2e-3
+        )  # 1 - part and part, in units of the first's amplitude
+        parts.append(other)
+    assert min(parts) < 0.03
+    assert 0.27 < max(parts) <= 0.301
+
+
+def test_mixing_keeps_silence_and_stays_in_range() -> None:
+    silence, loud = np.zeros(100, np.int16), np.full(100, -32768, np.int16)
+    assert (mix(silence, loud, 0.5) == 0).all()
+    assert (mix(loud, silence, 0.5) == loud).all()
+    peaks = np.where(np.arange(100) % 50, 0, 32767).astype(
+        np.int16
+    )  # brought to the loud one's level: clipped
+    mixed = mix(np.full(100, 32767, np.int16), peaks, 0.9)
+    assert mixed.max() == 32767
+    assert mixed.min() >= 0
+
+
 BROKEN = (
     "nan",
     "infinity",
@@ -203,6 +233,9 @@ BROKEN = (
     "no samples",
     "folder",
     "m4a",
+    "other unit",
+    "slow",
+    "too short",
 )
 
 
@@ -230,11 +263,40 @@ def test_what_is_not_a_recording_is_named(tmp_path: Path, kind: str) -> None:
     elif kind == "m4a":  # left to librosa, whose back ends raise anything
         path = tmp_path / "clip.m4a"
         path.write_bytes(b"\0\0\0\x20ftypM4A ")
-    said = {"truncated": "truncated", "missing": "not found", "no samples": "no samples", "nan": "NaN"}
+    elif kind == "other unit":  # int16's numbers, kept as floats
+        write(path, 20000 * wave, 8000, "FLOAT")
+    elif kind == "slow":
+        write(path, wave, 7)
+    elif kind == "too short":
+        write(path, wave[:2], 96000)
+    said = {
+        "truncated": "truncated",
+        "missing": "not found",
+        "no samples": "no samples",
+        "nan": "NaN",
+        "other unit": "times full scale",
+        "slow": "rate is 7 Hz",
+        "too short": "2 samples at 96000 Hz",
+    }
     with pytest.raises(
         UserError, match=rf"(?s)clip\.(wav|m4a).*{said.get(kind, '')}|{said.get(kind, '')}.*clip\."
     ):
         decode_audio(path, sample_rate=8000)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "form"), [("wav", "WAV"), ("wav", "WAVEX"), ("wav", "RF64"), ("aiff", "AIFF"), ("au", "AU")]
+)
+def test_a_file_cut_anywhere_is_truncated(tmp_path: Path, suffix: str, form: str) -> None:
+    """These have no frames that a decoder would miss: libsndfile reads what is there as the whole."""
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, tone(8000), 8000, format=form)
+    content = path.read_bytes()
+    assert len(decode_audio(path, sample_rate=8000)) == 8000
+    for size in (len(content) - 2, len(content) // 2):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=rf"clip.* is truncated: {size} of {len(content)} bytes"):
+            decode_audio(path, sample_rate=8000)
 
 
 def test_a_sample_without_a_recording_is_named() -> None:
