@@ -61,6 +61,20 @@ def on_processes(
     if devices == 1 or started_by_others():
         return _joined(device, work, *arguments, **options)
     check_devices(devices, device)
+    return on_new_processes(devices, device, work, *arguments, **options)
+
+
+def on_new_processes(
+    devices: int,
+    device: str,
+    work: Callable[Concatenate[World, P], T],
+    *arguments: P.args,
+    **options: P.kwargs,
+) -> T:
+    """Do ``work(world, ...)`` on exactly ``devices`` new processes, even where they have to share cores.
+
+    Arguments, result and errors are those of :func:`on_processes`, the check of what is there aside.
+    """
     try:
         result: T = start_processes(devices, _joined, device, work, *arguments, **options)
     except Stopped as stopped:

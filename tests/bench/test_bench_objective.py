@@ -18,6 +18,7 @@ from mmvicreg.bench.objective import embeddings, errors, reference
 from mmvicreg.bench.peers import NAMES, authors, peer, solo_learn
 from mmvicreg.cli import main
 from mmvicreg.objectives import VICReg
+from mmvicreg.training import distributed
 from mmvicreg.training.distributed import World
 
 CPU = torch.device("cpu")
@@ -85,7 +86,11 @@ def test_json_on_stdout(bench: Callable[..., Said]) -> None:
     check_rows(json.loads(said.out), [(6, 40, 1), (40, 6, 1)], error=1e-5)
 
 
-def test_two_processes_share_the_batch_and_check_their_rows(bench: Callable[..., Said]) -> None:
+def test_processes_share_the_batch_and_check_their_rows(
+    bench: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them, also where there is one core."""
+    monkeypatch.setattr(distributed, "cpu_count", lambda: 1)
     said = bench("--shapes", "8x12", "--processes", "2", "--repeats", "1", "--json", "rows.json")
     assert said.status == 0, said.err
     check_rows(json.loads(Path("rows.json").read_text()), [(8, 12, 2)], error=1e-5)
