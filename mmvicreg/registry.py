@@ -114,6 +114,8 @@ OBJECTIVES = Registry(
         "barlow_twins": "mmvicreg.objectives.barlow_twins:BarlowTwins",
         "vse": "mmvicreg.objectives.vse:VSE",
         "simclr": "mmvicreg.objectives.simclr:SimCLR",
+        "wmse": "mmvicreg.objectives.wmse:WMSE",
+        "swav": "mmvicreg.objectives.swav:SwAV",
     },
     "mmvicreg.objectives",
 )

@@ -1,4 +1,8 @@
-"""Objectives: from the embeddings of one batch to a loss, alike for one process and for many."""
+"""Objectives: from the embeddings of one batch to a loss, alike for one process and for many.
+
+OBoW (Gidaris et al. 2021) is left out: its targets are bags of visual words, counted over the places of a
+teacher's feature maps, so it is a method for pictures and convolutions and not for a pair of embeddings.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ from mmvicreg.objectives.barlow_twins import BarlowTwins
 from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective, ObjectiveOutput
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.simclr import SimCLR
+from mmvicreg.objectives.swav import SwAV
 from mmvicreg.objectives.vicreg import VICReg
 from mmvicreg.objectives.vse import VSE
+from mmvicreg.objectives.wmse import WMSE
 
 __all__ = [
     "VSE",
+    "WMSE",
     "BarlowTwins",
     "Edge",
     "Graph",
@@ -19,6 +26,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "SimCLR",
+    "SwAV",
     "VICReg",
     "gather",
 ]
