@@ -231,8 +231,8 @@ class SwAV(Objective):
     def _advance(self, coded: Mapping[str, Tensor]) -> None:
         """Count the step, and let the queue take the batch in and its oldest rows out."""
         if self.queue is not None and self.queued is not None and int(self.step) >= self.queue_start:
-            for kept, z in zip(self.queue, coded.values(), strict=True):
-                kept.copy_(torch.cat([z.to(kept.dtype), kept])[: self.length])
+            for i, z in enumerate(coded.values()):
+                self.queue[i] = torch.cat([z.to(self.queue.dtype), self.queue[i]])[: self.length]
             self.queued.add_(len(z)).clamp_(max=self.length)
         self.step += 1
 

@@ -165,7 +165,8 @@ class WMSE(Objective):
                 f"{z.shape[2]} directions (collapsed, or dimensions that repeat others); let the expander "
                 "end in fewer dimensions, lower the learning rate, or set objective.shrinkage=0.001"
             )
-        return torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+        white: Tensor = torch.linalg.solve_triangular(factor, centred.mT, upper=False).mT
+        return white
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         if self.distance == "euclidean":
