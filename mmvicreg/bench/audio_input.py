@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -101,7 +102,7 @@ def rows(results: Sequence[AudioInputResult]) -> list[dict[str, str]]:
     ]
 
 
-def mel_options(rate: int) -> dict[str, int]:
+def mel_options(rate: int) -> dict[str, Any]:
     """The spectrogram of ``configs/wave-mel/esc50.yaml``; windows half as long at rates below 32 kHz."""
     n_fft = 2048 if rate >= 32000 else 1024
     return {"n_fft": n_fft, "win_length": n_fft, "hop_length": 512, "n_mels": 128}

@@ -206,7 +206,7 @@ class SwAV(Objective):
                 "SwAV without a recipe's graph needs SwAV(width=d): its prototypes are parameters, which the "
                 "optimiser has to know before the first step"
             )
-        prototypes = self.prototypes
+        prototypes: Tensor = self.prototypes
         if self.freeze_steps and int(self.step) < self.freeze_steps:
             # A gradient of zero, not none: DistributedDataParallel waits for that of every parameter.
             prototypes = prototypes.detach() + 0.0 * prototypes
