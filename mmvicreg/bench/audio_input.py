@@ -21,6 +21,7 @@ import librosa
 import numpy as np
 import soundfile
 import torch
+from rich.table import Table
 
 from mmvicreg.branches.log_mel import LogMelFrontend
 from mmvicreg.errors import UserError
@@ -100,6 +101,20 @@ def rows(results: Sequence[AudioInputResult]) -> list[dict[str, str]]:
         }
         for result in results
     ]
+
+
+def table(results: Sequence[AudioInputResult]) -> Table:
+    """The same, laid out."""
+    laid_out = Table(
+        title="Waveform and mel of a clip on one core: from the cache against librosa at every reading",
+        title_justify="left",
+    )
+    lines = rows(results)
+    for heading in lines[0]:
+        laid_out.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        laid_out.add_row(*line.values())
+    return laid_out
 
 
 def mel_options(rate: int) -> dict[str, Any]:
