@@ -117,6 +117,8 @@ OBJECTIVES = Registry(
         "simclr": "mmvicreg.objectives.simclr:SimCLR",
         "byol": "mmvicreg.objectives.byol:BYOL",
         "simsiam": "mmvicreg.objectives.simsiam:SimSiam",
+        "wmse": "mmvicreg.objectives.wmse:WMSE",
+        "swav": "mmvicreg.objectives.swav:SwAV",
     },
     "mmvicreg.objectives",
 )

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
 import soundfile
 import torch
+from rich.table import Table
 
 from mmvicreg.branches.log_mel import LogMelFrontend
 from mmvicreg.errors import UserError
@@ -101,7 +103,21 @@ def rows(results: Sequence[AudioInputResult]) -> list[dict[str, str]]:
     ]
 
 
-def mel_options(rate: int) -> dict[str, int]:
+def table(results: Sequence[AudioInputResult]) -> Table:
+    """The same, laid out."""
+    laid_out = Table(
+        title="Waveform and mel of a clip on one core: from the cache against librosa at every reading",
+        title_justify="left",
+    )
+    lines = rows(results)
+    for heading in lines[0]:
+        laid_out.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        laid_out.add_row(*line.values())
+    return laid_out
+
+
+def mel_options(rate: int) -> dict[str, Any]:
     """The spectrogram of ``configs/wave-mel/esc50.yaml``; windows half as long at rates below 32 kHz."""
     n_fft = 2048 if rate >= 32000 else 1024
     return {"n_fft": n_fft, "win_length": n_fft, "hop_length": 512, "n_mels": 128}

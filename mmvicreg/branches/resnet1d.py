@@ -75,6 +75,7 @@ class BasicBlock1d(nn.Module):
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
         super().__init__()
+        self.shortest = stride if kernel % 2 else 1
         self.conv1 = nn.Conv1d(channels, out, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm1d(out)
         self.conv2 = nn.Conv1d(out, out, kernel, padding=kernel // 2, bias=False)
@@ -87,5 +88,9 @@ class BasicBlock1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, channels, length)`` to ``(n, out, ceil(length / stride))``."""
+        if x.shape[2] < self.shortest:
+            # More of the zeros that the convolutions see anyway. Without them oneDNN's weight gradient of an input
+            # shorter than the stride is uninitialised memory, in bfloat16 (seen with torch 2.14).
+            x = nn.functional.pad(x, (0, self.shortest - x.shape[2]))
         inner = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         return torch.relu(inner + self.shortcut(x))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from mmvicreg.errors import UserError
 
 app = typer.Typer(
     name="bench", help="Measure time and memory against other implementations.", no_args_is_help=True
@@ -49,11 +53,8 @@ def objective(
 
     Time, peak memory beyond the inputs, and our error against float64. The default takes minutes on a CPU.
     """
-    import json
-
     from mmvicreg.bench import objective as bench
     from mmvicreg.bench.peers import HOW_TO_GET_LIGHTLY, installed
-    from mmvicreg.errors import UserError
 
     wanted = bench.settings(
         shapes=shapes,
@@ -64,16 +65,65 @@ def objective(
         repeats=repeats,
         share=share,
     )
-    if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no folder {Path(str(json_file)).absolute().parent}")
+    _check_folder(json_file)
     if peers is None and not installed("lightly"):
         typer.echo(f"{HOW_TO_GET_LIGHTLY}; its rows are left out", err=True)
     found = bench.bench_objective(wanted)
+    _tell(bench.rows(found, wanted), bench.table(found, wanted), json_file)
+
+
+@app.command("input")
+def input_(
+    pair: Annotated[
+        str, typer.Option(help="image-text or image-image: pictures; wave-mel: recordings.")
+    ] = "image-image",
+    files: Annotated[
+        int | None, typer.Option(min=1, help="Files in a round. Default: 16 pictures, 64 recordings.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of each pipeline, in turns.")] = 5,
+    device: Annotated[
+        str, typer.Option(help="Pictures: where the colours are made: auto, cpu or cuda.")
+    ] = "auto",
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", help="Write the rows as JSON; '-' prints them instead of the table.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """What one core of a loader makes a second: two views of a picture against the authors' pipeline, or the
+    waveform and its mel spectrogram against librosa on every clip. The files are made on the spot.
+    """
+    from mmvicreg.config import check_pair
+
+    check_pair(pair)
+    _check_folder(json_file)
+    if pair == "wave-mel":
+        from mmvicreg.bench import audio_input
+
+        heard = audio_input.run(passes=repeats, clips=files or 64)
+        _tell([asdict(result) for result in heard], audio_input.table(heard), json_file)
+    else:
+        from mmvicreg.bench import input as pictures
+
+        wanted = pictures.Settings(pictures=files or 16, repeats=repeats, device=device)
+        seen = pictures.bench_input(wanted)
+        _tell(pictures.rows(seen, wanted), pictures.table(seen, wanted), json_file)
+
+
+def _check_folder(json_file: str | None) -> None:
+    """Refuse a file that could not be written before anything is measured."""
+    if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: there is no folder {Path(str(json_file)).absolute().parent}")
+
+
+def _tell(rows: list[dict[str, Any]], table: Any, json_file: str | None) -> None:
+    """The rows as JSON on request, the table for people otherwise."""
+    text = json.dumps(rows, indent=2, allow_nan=False) + "\n"
+    if json_file == "-":
+        typer.echo(text, nl=False)
+        return
     if json_file is not None:
-        text = json.dumps(bench.rows(found, wanted), indent=2, allow_nan=False) + "\n"
-        if json_file == "-":
-            typer.echo(text, nl=False)
-            return
         from mmvicreg.runs import write_whole
 
         try:
@@ -82,4 +132,4 @@ def objective(
             raise UserError(f"cannot write {json_file}: {error.strerror or error}") from error
     from mmvicreg.eval.output import console
 
-    console().print(bench.table(found, wanted))
+    console().print(table)

@@ -56,7 +56,7 @@ class AudioInput(Input):
             reach = int(self.config.shift * self.length)
             wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
         if rng is not None and self.config.mix > 0:
-            part, other = rng.uniform(0, self.config.mix), self._others[rng.integers(len(self._others))]
+            part, other = rng.uniform(0, self.config.mix), self._others[int(rng.integers(len(self._others)))]
             wave = mix(wave, self._clip(other, rng), part)
         if rng is not None and self.config.noise_db is not None:
             wave = add_noise(wave, self.config.noise_db + rng.uniform(0, 40), rng)
@@ -130,7 +130,8 @@ def decode_audio(path: Path, *, sample_rate: int) -> Tensor:
 def play(wave: Waveform, speed: float) -> Waveform:
     """int16 ``(samples,)`` played ``speed`` times as fast, by linear interpolation between samples."""
     moments = np.arange(0, len(wave) - 1, speed)
-    return np.interp(moments, np.arange(len(wave)), wave).round().astype(np.int16)
+    played: Waveform = np.interp(moments, np.arange(len(wave)), wave).round().astype(np.int16)
+    return played
 
 
 def mix(wave: Waveform, other: Waveform, part: float) -> Waveform:

@@ -51,7 +51,7 @@ class _Plan:
     """What does not change between forward and backward."""
 
     edges: tuple[tuple[int, int], ...]
-    gamma: float
+    gammas: tuple[float, ...]
     epsilon: float
     sizes: tuple[int, ...]
 
@@ -90,7 +90,7 @@ def vicreg_terms(
     embeddings: Sequence[Tensor],
     edges: Sequence[tuple[int, int]],
     *,
-    gamma: float,
+    gamma: float | Sequence[float],
     epsilon: float,
     sizes: tuple[int, ...],
 ) -> Terms:
@@ -99,7 +99,7 @@ def vicreg_terms(
     Args:
         embeddings: this process's ``(n_local, d)`` of every node, any floating dtype; d may differ.
         edges: pairs of positions in ``embeddings`` with equal d.
-        gamma: target standard deviation.
+        gamma: target standard deviation, one for all nodes or one each.
         epsilon: added to the variance under the root.
         sizes: n_local of every process.
 
@@ -107,7 +107,8 @@ def vicreg_terms(
         The same numbers on every process. Gradients are with respect to this process's rows, times the
         number of processes (see :mod:`mmvicreg.objectives.gather`), and need no communication.
     """
-    plan = _Plan(tuple(edges), gamma, epsilon, sizes)
+    gammas = (gamma,) * len(embeddings) if isinstance(gamma, (int, float)) else tuple(gamma)
+    plan = _Plan(tuple(edges), gammas, epsilon, sizes)
     flat = iter(_Terms.apply(plan, *embeddings))
     return Terms(
         tuple(next(flat) for _ in embeddings),
@@ -126,9 +127,9 @@ class _Terms(torch.autograd.Function):
             if distances:
                 _sum_over_processes(distances, plan)
         variance, covariance, cancellation = [], [], []
-        for m in moments:
+        for gamma, m in zip(plan.gammas, moments, strict=True):
             deviation = (m.squares / (plan.n - 1) + plan.epsilon).sqrt()
-            variance.append((plan.gamma - deviation).clamp(min=0).mean())
+            variance.append((gamma - deviation).clamp(min=0).mean())
             covariance.append(m.off_diagonal / (m.squares.numel() * (plan.n - 1) ** 2))
             cancellation.append(_cancellation(m))
         invariance = [
@@ -155,7 +156,8 @@ class _Terms(torch.autograd.Function):
             for i, z in enumerate(embeddings):
                 if ctx.needs_input_grad[1 + i]:
                     m = _Moments(ctx.grams[i], *saved[5 * i : 5 * i + 5])
-                    gradients[i] = _node_gradient(z, m, plan, upstream[i], upstream[nodes + i])
+                    weights = upstream[i], upstream[nodes + i]
+                    gradients[i] = _node_gradient(z, m, plan, plan.gammas[i], *weights)
             for (a, b), weight in zip(plan.edges, upstream[2 * nodes :], strict=False):
                 if weight is not None:
                     scale = weight * (2.0 * len(plan.sizes) / (plan.n * embeddings[a].shape[1]))
@@ -225,7 +227,12 @@ def _second_moments(z: Tensor, plan: _Plan, *, gram: bool, dtype: torch.dtype) -
 
 
 def _node_gradient(
-    z: Tensor, m: _Moments, plan: _Plan, by_variance: Tensor | None, by_covariance: Tensor | None
+    z: Tensor,
+    m: _Moments,
+    plan: _Plan,
+    gamma: float,
+    by_variance: Tensor | None,
+    by_covariance: Tensor | None,
 ) -> Tensor:
     """Gradient of by_variance v + by_covariance c for this process's rows, times the number of processes."""
     d, processes, dtype = z.shape[1], len(plan.sizes), m.product.dtype
@@ -234,7 +241,7 @@ def _node_gradient(
     columns = torch.zeros(d, dtype=torch.float64, device=z.device)
     if by_variance is not None:
         deviation = (m.squares / (plan.n - 1) + plan.epsilon).sqrt()
-        columns -= (deviation < plan.gamma) / deviation * (by_variance * processes / (d * (plan.n - 1)))
+        columns -= (deviation < gamma) / deviation * (by_variance * processes / (d * (plan.n - 1)))
     slope = None
     if by_covariance is not None:
         slope = by_covariance * (4.0 * processes / (d * (plan.n - 1) ** 2))

@@ -8,6 +8,11 @@ Per node, with Z the global batch (n, d), centred per column, and C = Z^T Z / (n
 per edge, s = mean of (z_a - z_b)^2 over all n x d entries: Algorithm 1 and the authors' code, not the
 sum over d that Eq. 5 prints. The loss is the plain sum over nodes of mu v + nu c and over edges of
 lambda s (Eq. 6), each with its own coefficients.
+
+Table 8's rows are ``objective.normalise`` together with every branch's ``expander.norm`` (``batchnorm`` is
+its "Std" under "Representation"). All three terms are then of the normalised embeddings. Its fourth row is
+printed like its first and can only be the expander without BN and no normalisation; its last says "None"
+for the expander, where the text takes its 3.5 points from the first row, which has BN.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from torch import Tensor
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput, validate_options
+from mmvicreg.objectives.normalise import Normalisation, normalise
 from mmvicreg.objectives.precision import exact_dtype
 from mmvicreg.objectives.terms import vicreg_terms
 
@@ -34,8 +40,12 @@ class VICRegConfig(Strict):
     convention: Convention = "paper"
     """``paper`` sums mu v over the branches (Eq. 6, Algorithm 1); ``official`` averages it, as the authors'
     code does: its 25/25/1 for two branches are 25/12.5/1 summed. The covariance is summed in both."""
-    gamma: Annotated[float, Field(gt=0)] = 1.0
-    """The standard deviation that every dimension is pushed up to (Eq. 1)."""
+    normalise: Normalisation = "none"
+    """Table 8: ``standardise`` centres every column of the global batch and divides it by its deviation
+    (which leaves the variance term nothing to do), ``l2`` divides every embedding by its length."""
+    gamma: Annotated[float, Field(gt=0)] | None = None
+    """The standard deviation that every dimension is pushed up to (Eq. 1); null: 1, or 1/sqrt(d) where
+    embeddings are l2-normalised (D.5)."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-4
     """Added to the variance under the root (Eq. 2)."""
 
@@ -52,7 +62,8 @@ class VICReg(Objective):
         variance: mu, one for both or one each.
         covariance: nu, one for both or one each.
         convention: ``paper`` sums mu v over the branches, ``official`` averages it (see the Config).
-        gamma: target standard deviation.
+        normalise: what is done to the embeddings first: ``none``, ``standardise`` or ``l2`` (Table 8).
+        gamma: target standard deviation; by default 1, or 1/sqrt(d) for ``l2``.
         epsilon: added to the variance under the root.
 
     Terms: ``variance/<node>``, ``covariance/<node>``, ``invariance/<a>-<b>``, all unweighted, and
@@ -68,12 +79,15 @@ class VICReg(Objective):
         variance: float | tuple[float, float] = 25.0,
         covariance: float | tuple[float, float] = 1.0,
         convention: Convention = "paper",
-        gamma: float = 1.0,
+        normalise: Normalisation = "none",
+        gamma: float | None = None,
         epsilon: float = 1e-4,
     ) -> None:
         super().__init__()
-        validate_options(VICReg, {"convention": convention, "gamma": gamma, "epsilon": epsilon})
-        self.convention, self.gamma, self.epsilon = convention, gamma, epsilon
+        options = {"convention": convention, "normalise": normalise, "gamma": gamma, "epsilon": epsilon}
+        validate_options(VICReg, options)
+        self.convention, self.normalise = convention, normalise
+        self.gamma, self.epsilon = gamma, epsilon
         self.invariance = invariance
         self.variance = _each(variance)
         self.covariance = _each(covariance)
@@ -88,10 +102,36 @@ class VICReg(Objective):
         )
         return Graph(nodes, (Edge("a", "b", self.invariance),))
 
+    def check(self, graph: Graph) -> None:
+        """Refuse, besides, a variance term that is zero whatever the embeddings."""
+        super().check(graph)
+        for node in graph.nodes:
+            gamma = self._gamma(node.width)
+            if node.variance and gamma**2 <= self.epsilon:
+                raise UserError(
+                    f"the variance term of '{node.name}' is always zero: its target gamma {gamma:.3g} is not "
+                    f"above the root of epsilon {self.epsilon:g} (Eq. 2); set objective.epsilon to "
+                    f"{1e-4 * gamma**2:.1g}, which is to gamma^2 what 1e-4 is to 1"
+                )
+
+    def _gamma(self, width: int) -> float:
+        if self.gamma is not None:
+            return self.gamma
+        return 1 / math.sqrt(width) if self.normalise == "l2" else 1.0
+
     def warnings(self, graph: Graph) -> list[str]:
         """Coefficients that the paper's Table 7 or arithmetic says collapse."""
         found = []
         for node in graph.nodes:
+            gamma = self._gamma(node.width)
+            if node.variance and 4 * self.epsilon > gamma**2:
+                found.append(
+                    f"the root of epsilon is {math.sqrt(self.epsilon) / gamma:.0%} of the target gamma "
+                    f"{gamma:.3g} of '{node.name}', so the variance term stops far short of it; consider "
+                    f"objective.epsilon={1e-4 * gamma**2:.1g}"
+                )
+            if node.variance == 0 and self.normalise == "standardise":
+                continue  # a standardised dimension cannot shrink
             if node.variance == 0:
                 found.append(f"'{node.name}' has variance (mu) 0: nothing keeps it from collapsing (Table 7)")
             elif node.covariance >= node.variance:
@@ -116,9 +156,9 @@ class VICReg(Objective):
         """Eq. 6 over the graph; float32, or float64 for float64 embeddings."""
         position = {node.name: i for i, node in enumerate(graph.nodes)}
         values = vicreg_terms(
-            [embeddings[node.name] for node in graph.nodes],
+            [normalise(embeddings[node.name], self.normalise, sizes=sizes) for node in graph.nodes],
             [(position[edge.a], position[edge.b]) for edge in graph.edges],
-            gamma=self.gamma,
+            gamma=[self._gamma(node.width) for node in graph.nodes],
             epsilon=self.epsilon,
             sizes=sizes,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.stats import ks_2samp
 from torch import Tensor
+from typer.testing import CliRunner
 
 from mmvicreg.bench.input import (
     AUTHORS,
@@ -23,6 +25,7 @@ from mmvicreg.bench.input import (
     table,
     write_photographs,
 )
+from mmvicreg.cli import app
 from mmvicreg.errors import UserError
 
 SMALL = Settings(pictures=4, width=120, height=90, size=40, repeats=2, device="cpu")
@@ -69,3 +72,31 @@ def test_a_small_run_has_a_row_for_every_pipeline() -> None:
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(UserError, match="one picture"):
         Settings(pictures=0)
+
+
+@pytest.mark.parametrize("pair", ["image-image", "wave-mel"])
+def test_the_command_measures_and_writes_json(pair: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(
+        app,
+        [
+            "bench",
+            "input",
+            "--pair",
+            pair,
+            "--files",
+            "2",
+            "--repeats",
+            "1",
+            "--json",
+            str(tmp_path / "rows.json"),
+        ],
+    )
+    assert found.exit_code == 0, found.output
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert rows
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_a_pair_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="image-imag"):
+        CliRunner().invoke(app, ["bench", "input", "--pair", "image-imag"], catch_exceptions=False)

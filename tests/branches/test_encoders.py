@@ -19,7 +19,7 @@ from mmvicreg.branches.expander import expander
 from mmvicreg.branches.frontends import TextBatch
 from mmvicreg.branches.gru import GRUText
 from mmvicreg.branches.resnet import ResNet18, ResNet50
-from mmvicreg.branches.resnet1d import ResNet18Wave
+from mmvicreg.branches.resnet1d import BasicBlock1d, ResNet18Wave
 from mmvicreg.branches.transformers_text import TransformersText
 from mmvicreg.config import ExpanderConfig
 from mmvicreg.errors import UserError
@@ -102,6 +102,24 @@ def test_wave_resnet_is_residual_1d_and_384_wide() -> None:
         nn.init.zeros_(parameter)
     x = torch.randn(2, 64, 50).relu()
     torch.testing.assert_close(block(x), x)  # what is left of a block is its shortcut
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7])
+def test_inputs_shorter_than_the_stride_have_the_same_output_and_right_gradients(length: int) -> None:
+    block = BasicBlock1d(4, 6, 3, 4).eval()
+    x = torch.randn(5, 4, length)
+    longer = torch.nn.functional.pad(x, (0, 4 * ((length + 3) // 4) - length))
+    torch.testing.assert_close(block(x), block(longer))
+    block(x).square().sum().backward()
+    exact = block.conv1.weight.grad.clone()
+    for _ in range(10):
+        junk = [torch.full((2**power,), 1e30) for power in range(3, 16) for _ in range(6)]
+        del junk  # what uninitialised memory would then hold
+        block.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = block(x)
+        y.float().square().sum().backward()
+        assert (block.conv1.weight.grad - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "max"])

@@ -126,7 +126,7 @@ def _collectives() -> dict[str, Any]:
     return {name: p.grad for name, p in model.items()}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def results(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_processes(request.param, steps, request.param)
 

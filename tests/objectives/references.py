@@ -126,3 +126,81 @@ def eq_8(p_a: Tensor, p_b: Tensor, t_a: Tensor, t_b: Tensor, *, distance: str) -
     n = len(p_a)
     rows = zip(p_a.double(), p_b.double(), t_a.double(), t_b.double(), strict=True)
     return sum((one(p, t_) + one(p_, t)) / (2 * n) for p, p_, t, t_ in rows)  # type: ignore[return-value]
+
+
+def standardised(z: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    """A BatchNorm without parameters, which is what D.5 calls standardising."""
+    norm = torch.nn.BatchNorm1d(z.shape[1], affine=False, eps=epsilon, dtype=torch.float64)
+    return norm(z.double())  # type: ignore[no-any-return]
+
+
+def whitened(z: Tensor, *, shrinkage: float = 0.0) -> Tensor:
+    """Cholesky whitening of one sub-batch: the inverse factor, written out, times every centred sample."""
+    z = z.double()
+    m, d = z.shape
+    centred = z - z.sum(dim=0) / m
+    covariance = torch.einsum("ni,nj->ij", centred, centred) / (m - 1)
+    covariance = (1 - shrinkage) * covariance + shrinkage * torch.eye(d, dtype=torch.float64)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    return torch.stack([inverse @ sample for sample in centred])
+
+
+def wmse(
+    a: Tensor,
+    b: Tensor,
+    *,
+    partitions: list[list[list[int]]] | None = None,
+    cosine: bool = True,
+    shrinkage: float = 0.0,
+) -> Tensor:
+    """W-MSE by loops over partitions, sub-batches and samples; ``partitions`` lists positions."""
+    losses = []
+    for partition in partitions or [[list(range(len(a)))]]:
+        distances = []
+        for rows in partition:
+            x, y = (whitened(z[rows], shrinkage=shrinkage) for z in (a, b))
+            for u, v in zip(x, y, strict=True):
+                if cosine:
+                    distances.append(2 - 2 * (u @ v) / (u.norm() * v.norm()))
+                else:
+                    distances.append(((u - v) ** 2).sum() / len(u))
+        losses.append(torch.stack(distances).mean())
+    return torch.stack(losses).mean()
+
+
+def assignments(scores: Tensor, *, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Sinkhorn-Knopp as SwAV's Eq. 5 and its pseudo-code: on exp(scores / epsilon), row and column in turn."""
+    plan = torch.exp(scores.double().T / epsilon)
+    prototypes, samples = plan.shape
+    plan = plan / plan.sum()
+    for _ in range(iterations):
+        plan = plan / (prototypes * plan.sum(dim=1, keepdim=True))
+        plan = plan / (samples * plan.sum(dim=0, keepdim=True))
+    return (plan * samples).T
+
+
+def swav(
+    a: Tensor,
+    b: Tensor,
+    *,
+    prototypes: Tensor,
+    temperature: float = 0.1,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    queues: tuple[Tensor, Tensor] | None = None,
+    directions: str = "both",
+) -> Tensor:
+    """SwAV's Algorithm 1 by loops; ``queues`` are earlier unit embeddings of a and of b."""
+    prototypes, a, b = _unit(prototypes), _unit(a), _unit(b)
+    losses = [a.new_zeros(())]
+    for i, (coded, other) in enumerate(((a, b), (b, a))):
+        if directions not in ("both", "ab"[i]):
+            continue
+        with torch.no_grad():
+            earlier = coded[:0] if queues is None else queues[i].double()
+            scores = torch.cat([coded, earlier]) @ prototypes.T
+            codes = assignments(scores, epsilon=epsilon, iterations=iterations)
+        for code, z in zip(codes[: len(coded)], other, strict=True):
+            scores = torch.exp(prototypes @ z / temperature)
+            losses.append(-(code * torch.log(scores / scores.sum())).sum() / len(coded))
+    return torch.stack(losses).sum() / 2

@@ -54,7 +54,7 @@ def pictures(recipe: Recipe, n: int = 8) -> Batch:
 
 @pytest.mark.parametrize("objective", [BYOL, SIMSIAM], ids=lambda o: str(o["name"]))
 def test_it_trains(objective: dict[str, Any], tiny_shapes: Path, tmp_path: Path) -> None:
-    recipe = two_views(tiny_shapes, objective, epochs=5)
+    recipe = two_views(tiny_shapes, objective, epochs=8)
     train(Launch(recipe, tmp_path / "run", device="cpu", workers=0))
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     losses = [line["loss"] for line in lines]
@@ -75,7 +75,7 @@ def test_it_trains(objective: dict[str, Any], tiny_shapes: Path, tmp_path: Path)
 def test_a_stopped_run_with_an_average_ends_in_the_same_bits(
     tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = two_views(tiny_shapes, BYOL, epochs=2)
+    recipe = two_views(tiny_shapes, BYOL, epochs=3)
     train(Launch(recipe, tmp_path / "whole", device="cpu", workers=0))
     step = Trainer._step
 
