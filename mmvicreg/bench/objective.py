@@ -123,8 +123,10 @@ def bench_objective(wanted: Settings) -> list[Comparison]:
     with progress_bar(len(cases), "measuring", "case") as bar:
         for n, d, count in cases:
             bar.say(f"{n} x {d} on {count}")
-            start = on_processes if count == 1 else on_new_processes  # four on two cores is worth knowing
-            figures = start(count, wanted.device, _compare, n, d, wanted)
+            if count == 1:
+                figures = on_processes(1, wanted.device, _compare, n, d, wanted)
+            else:  # four on two cores is worth knowing
+                figures = on_new_processes(count, wanted.device, _compare, n, d, wanted)
             found.append(Comparison(n, d, count, **figures))
             bar.advance()
     return found
