@@ -190,7 +190,11 @@ def brightness_(x: Tensor, factors: list[float]) -> Tensor:
 def contrast_(x: Tensor, factors: list[float]) -> Tensor:
     """Spread the values of each picture about its mean grey, in place, within 0..255."""
     factor = _column(factors, x)
-    grey = (x.mean(dim=(2, 3), keepdim=True) * _column(WEIGHTS, x).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    # in float64: the order of summation must not show, whatever the number of processes
+    grey = (
+        x.mean(dim=(2, 3), keepdim=True, dtype=torch.float64).to(x.dtype)
+        * _column(WEIGHTS, x).view(1, 3, 1, 1)
+    ).sum(1, keepdim=True)
     return x.mul_(factor).add_((1 - factor) * grey).clamp_(0, 255)
 
 
