@@ -128,7 +128,11 @@ class Trainer:
         recipe = self.recipe
         seed_step(recipe.seed, self.step, self.world.rank)
         factor = rate_factor(
-            self.step, steps_per_epoch=steps, epochs=recipe.training.epochs, schedule=recipe.schedule
+            self.step,
+            steps_per_epoch=steps,
+            epochs=recipe.training.epochs,
+            schedule=recipe.schedule,
+            rate=recipe.rate,
         )
         set_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
