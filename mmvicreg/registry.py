@@ -133,5 +133,5 @@ PROTOCOLS = Registry(
     },
     "mmvicreg.protocols",
 )
-PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "shapes"}
+PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "imagenet"}
 """Pair -> the data set it uses when none is named."""
