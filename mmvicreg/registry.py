@@ -72,6 +72,9 @@ DATASETS = Registry(
         "tones": "mmvicreg.data.tones:Tones",
         "manifest": "mmvicreg.data.manifest:Manifest",
         "audio-folder": "mmvicreg.data.audio_folder:AudioFolder",
+        "image-folder": "mmvicreg.data.image_folder:ImageFolder",
+        "imagenet": "mmvicreg.data.imagenet:ImageNet",
+        "cifar10": "mmvicreg.data.cifar10:Cifar10",
     },
     "mmvicreg.datasets",
 )
@@ -130,5 +133,5 @@ PROTOCOLS = Registry(
     },
     "mmvicreg.protocols",
 )
-PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "shapes"}
+PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "imagenet"}
 """Pair -> the data set it uses when none is named."""
