@@ -39,6 +39,7 @@ class Downloader:
         pause: seconds before the second attempt, doubled each time.
         progress: show bars.
         sleep: how to wait.
+        moved: the way out that is named where a server refuses.
     """
 
     mirror: str | None = None
@@ -46,6 +47,7 @@ class Downloader:
     pause: float = 0.5
     progress: bool = True
     sleep: Callable[[float], None] = time.sleep
+    moved: str = "if it has moved, give another place: --mirror"
 
     def __post_init__(self) -> None:
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
@@ -80,6 +82,26 @@ class Downloader:
                 return done + [self._fetch(file, root) for file in todo]
         except OSError as error:
             raise UserError(f"cannot download into {root}: {error.strerror or error}") from error
+
+    def fetch(self, url: str, path: Path) -> None:
+        """Fetch a single file that is of no data set; one that is there already stays.
+
+        Args:
+            url: where it is.
+            path: what it is called here; its folder is made where it is absent.
+
+        Raises:
+            UserError: as :meth:`get`.
+        """
+        file = RemoteFile(url=url, path=path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.parent):
+                if not path.is_file():
+                    self._check_room([file], path.parent)
+                    self._transfer(file, path)
+        except OSError as error:
+            raise UserError(f"cannot download {url} to {path}: {error.strerror or error}") from error
 
     def url(self, file: RemoteFile) -> str:
         """Where a file is fetched from."""
@@ -116,7 +138,7 @@ class Downloader:
                 _continue(self.url(file), part, file, progress=self.progress)
                 break
             except (_LostError, OSError, http.client.HTTPException) as error:
-                _raise_if_final(self.url(file), error)
+                _raise_if_final(self.url(file), error, self.moved)
                 # Only what nobody has seen before counts as progress: a server that cannot continue may
                 # bring the same beginning for ever.
                 failures = 1 if _size(part) > most else failures + 1
@@ -204,13 +226,11 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
         raise _LostError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
-def _raise_if_final(url: str, error: Exception) -> None:
+def _raise_if_final(url: str, error: Exception, moved: str) -> None:
     """Raise unless another attempt may help: a server's refusal, or a fault on this side (no room)."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in {408, 425, 429} and error.code < 500:
-            raise UserError(
-                f"{url} answers {error.code} {error.reason}; if it has moved, give another place: --mirror"
-            ) from error
+            raise UserError(f"{url} answers {error.code} {error.reason}; {moved}") from error
     elif isinstance(error, OSError) and not isinstance(
         error, urllib.error.URLError | TimeoutError | ConnectionError | ssl.SSLError
     ):

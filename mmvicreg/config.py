@@ -91,6 +91,27 @@ class ExpanderConfig(Strict):
     last_bias: bool = False
 
 
+class SeenConfig(Strict):
+    """Data that weights were trained on."""
+
+    dataset: str
+    fold: int | Literal["none"]
+    """Which fold was held out, for data in folds."""
+
+
+class InitConfig(Strict):
+    """Weights that a branch's encoder starts from; its expander starts anew."""
+
+    source: str
+    """A run folder or one of its checkpoint files; or the path or URL of a file of weights."""
+    branch: str | None = None
+    """Which branch of that run; null: the one of the same name."""
+    sha256: str | None = None
+    """Of the tensors; filled in when the run starts, and checked whenever they are loaded again."""
+    seen: list[SeenConfig] = []
+    """What they were trained on; filled in when the run starts."""
+
+
 class BranchConfig(Strict):
     """One node of the graph: how one modality becomes an embedding and how that is regularised."""
 
@@ -100,6 +121,8 @@ class BranchConfig(Strict):
     """Which random view of it; branches with the same input and view see the same crop."""
     frontend: dict[str, Any]
     encoder: dict[str, Any]
+    init: InitConfig | None = None
+    """What the encoder starts from in place of its own ``weights``; the source alone may be given."""
     expander: ExpanderConfig
     variance: Annotated[float, Field(ge=0)] = 25.0
     """mu of Eq. 6, for this branch alone."""
@@ -122,6 +145,11 @@ class BranchConfig(Strict):
     @classmethod
     def _frontend(cls, value: Any) -> dict[str, Any]:
         return component(value, registry.FRONTENDS)
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _init(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
     @field_validator("encoder", mode="before")
     @classmethod

@@ -256,7 +256,8 @@ class Trainer:
 
     def _build(self, inputs: dict[str, Input], content: dict[str, Any] | None) -> JointModel:
         training, device = self.recipe.training, self.world.device
-        model = build_model(self.recipe, inputs, pretrained=content is None)
+        initial = self.run.initial if content is None else None
+        model = build_model(self.recipe, inputs, pretrained=content is None, initial=initial)
         if content is not None:
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
