@@ -127,6 +127,7 @@ PROTOCOLS = Registry(
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
         "linear": "mmvicreg.eval.linear:run",
+        "knn": "mmvicreg.eval.knn:run",
     },
     "mmvicreg.protocols",
 )

@@ -11,6 +11,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PICTURES = ("image-image", "image-text")
+"""Pairs with a branch that reads pictures."""
+
 app = typer.Typer(name="eval", help="Judge a run by a protocol.", no_args_is_help=True)
 
 RunArgument = Annotated[
@@ -24,6 +27,13 @@ DataRoot = Annotated[
 Dataset = Annotated[str | None, typer.Option(help="Another data set than the run's own, by name.")]
 Split = Annotated[
     str | None, typer.Option(help="Default: test, else val; for data in folds the held-out one.")
+]
+TrainSplit = Annotated[
+    str | None, typer.Option(help="What is learned from. Default: what the run was trained on, else train.")
+]
+Branch = Annotated[str | None, typer.Option(help="Which branch. Default: the first that reads pictures.")]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Also judge the run's own initial weights.")
 ]
 Devices = Annotated[int, typer.Option(help="Processes on this machine that share the work.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -104,6 +114,57 @@ def linear(
             run = run.parent  # one run per fold is one result
             typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
     judge(run, data_root=data_root, dataset=dataset, fold=fold)
+
+
+@app.command("knn")
+def knn(
+    run: RunArgument = None,
+    k: Annotated[str, typer.Option("--k", help="Numbers of neighbours.", metavar="K,K,...")] = "20,200",
+    temperature: Annotated[float, typer.Option(help="Votes weigh exp(cosine / temperature).")] = 0.07,
+    weighting: Annotated[str, typer.Option(help="exp, or uniform: a vote each.")] = "exp",
+    space: Annotated[str, typer.Option(help="representation or embedding.")] = "representation",
+    branch: Branch = None,
+    split: Split = None,
+    train_split: TrainSplit = None,
+    baseline: Baseline = True,
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    devices: Devices = 1,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Classes by the nearest training pictures, on an image branch's frozen representation."""
+    from mmvicreg import registry
+    from mmvicreg.runs import open_run
+
+    judge = registry.PROTOCOLS.load("knn")
+    _check_dataset(dataset)
+    path = run if run is not None else _newest(runs, PICTURES)
+    judge(
+        open_run(path),
+        k=_whole_numbers("--k", k),
+        temperature=temperature,
+        weighting=weighting,
+        space=space,
+        branch=branch,
+        split=split,
+        train_split=train_split,
+        baseline=baseline,
+        data_root=data_root,
+        dataset=dataset,
+        devices=devices,
+        device=device,
+    )
+
+
+def _whole_numbers(flag: str, text: str) -> list[int]:
+    """``"20,200"`` as numbers."""
+    from mmvicreg.errors import UserError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"{flag} expects whole numbers with commas between them, such as 20,200; got '{text}'")
+    return [int(part) for part in parts]
 
 
 def _newest(base: Path, pairs: Sequence[str]) -> Path:
