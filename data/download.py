@@ -92,7 +92,10 @@ class Downloader:
         if not file.extract:
             return f"{file.path}: fetched"
         try:
-            names = unpack(path, root, file, progress=self.progress)
+            if file.unpacker is not None:
+                names = file.unpacker(path, root, self.progress)
+            else:
+                names = unpack(path, root, file, progress=self.progress)
         except UserError:
             if file.algorithm is not None:
                 raise

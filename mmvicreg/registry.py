@@ -72,6 +72,9 @@ DATASETS = Registry(
         "tones": "mmvicreg.data.tones:Tones",
         "manifest": "mmvicreg.data.manifest:Manifest",
         "audio-folder": "mmvicreg.data.audio_folder:AudioFolder",
+        "image-folder": "mmvicreg.data.image_folder:ImageFolder",
+        "imagenet": "mmvicreg.data.imagenet:ImageNet",
+        "cifar10": "mmvicreg.data.cifar10:Cifar10",
     },
     "mmvicreg.datasets",
 )

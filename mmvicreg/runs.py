@@ -89,7 +89,7 @@ class Run:
 
 def evaluation_data(
     run: Run, *, root: Path | None = None, dataset: str | None = None, split: str | None = None
-) -> tuple[DataSet, list[Sample], str]:
+) -> tuple[DataSet, Sequence[Sample], str]:
     """What a run is to be judged on: a data set, its samples, and the name of their split.
 
     Args:

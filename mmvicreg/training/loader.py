@@ -33,7 +33,7 @@ class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
     """
 
     def __init__(self, recipe: Recipe, inputs: Mapping[str, Input], samples: Sequence[Sample]) -> None:
-        self.samples = list(samples)
+        self.samples = samples  # as it is: a million of them may be listed in less than a list takes
         self.inputs = dict(inputs)
         self.seed = recipe.seed
         self.keys = sorted({view_key(recipe, node) for node in build_graph(recipe).nodes})
@@ -41,17 +41,18 @@ class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
         for key in self.keys:
             name, _, view = key.partition("/")
             self.views.setdefault(name, []).append(int(view))
-        self.rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(self.samples))]
+        self.rows: list[tuple[int, int]] | None = None
+        """Sample and caption; None: a row is a sample."""
         if recipe.dataset.captions == "all" and "text" in self.inputs:
             self.rows = [(i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions))]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples) if self.rows is None else len(self.rows)
 
     def __getitem__(self, address: tuple[int, int]) -> tuple[int, dict[str, Item] | Failure]:
         """The views of one row in one epoch."""
         epoch, row = address
-        index, caption = self.rows[row]
+        index, caption = (row, None) if self.rows is None else self.rows[row]
         views: dict[str, Item] = {}
         try:
             for name, numbers in self.views.items():

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -276,7 +276,7 @@ class Trainer:
                 say(f"warning: {note}")
         return model
 
-    def _read_samples(self) -> list[Sample]:
+    def _read_samples(self) -> Sequence[Sample]:
         config = self.recipe.dataset
         dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
         if self.recipe.pair not in dataset.pairs:
