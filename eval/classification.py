@@ -13,6 +13,8 @@ from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet
+from mmvicreg.training.distributed import World
+from mmvicreg.training.log import say
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 """Pictures of ILSVRC2012's classification task, of 1 000 classes."""
@@ -37,6 +39,12 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
         "seen_in_pretraining": found.own and seen(run, found.split),
         **origin(run, command),
     }
+
+
+def announce(world: World, data: DataSet) -> None:
+    """Say once what a data set wants said of itself (what was held out, what is missing)."""
+    for note in data.notes if world.is_main else ():
+        say(note)
 
 
 def seen(run: Run, split: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import about, is_imagenet, published_rows, report_file, show, tops
+from mmvicreg.eval.classification import about, announce, is_imagenet, published_rows, report_file, show, tops
 from mmvicreg.eval.features import Space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
@@ -102,6 +102,7 @@ def run(
 def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
+    announce(world, found.data)
     if max(settings.k, default=0) > len(found.train):  # before anything is encoded
         raise UserError(
             f"{max(settings.k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} training "

@@ -63,9 +63,9 @@ class Labelled:
     own: bool
     train_split: str
     split: str
-    train: list[Sample]
+    train: Sequence[Sample]
     train_labels: Integers
-    test: list[Sample]
+    test: Sequence[Sample]
     test_labels: Integers
 
     @property

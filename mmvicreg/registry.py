@@ -130,7 +130,10 @@ PROTOCOLS = Registry(
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
         "linear": "mmvicreg.eval.linear:run",
+        "linear-image": "mmvicreg.eval.linear_image:run",
         "knn": "mmvicreg.eval.knn:run",
+        "finetune": "mmvicreg.eval.finetune:run",
+        "svm": "mmvicreg.eval.svm:run",
     },
     "mmvicreg.protocols",
 )
