@@ -59,7 +59,12 @@ def seen(run: Run, split: str) -> bool:
 
 def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:
     """``eval/<protocol>[-<data set>][-<branch>]-<split>.json``: named where it is not the run's only one."""
-    words = [protocol, *([] if own else [data.name]), *([branch] if len(image_branches(run)) > 1 else []), split]
+    words = [
+        protocol,
+        *([] if own else [data.name]),
+        *([branch] if len(image_branches(run)) > 1 else []),
+        split,
+    ]
     return run.path / "eval" / f"{'-'.join(words)}.json"
 
 

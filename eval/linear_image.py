@@ -26,9 +26,9 @@ from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
-from mmvicreg.eval.supervised import Learner, Reading, train_classifiers
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.runs import Run
-from mmvicreg.training.distributed import World, from_main
+from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 
 _TRANSFER = {"places205": "Places205 top-1", "inat18": "iNat18 top-1"}
@@ -115,7 +115,9 @@ def run(
     changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "smallest_crop": smallest_crop}
     if quick and (given := [name for name, value in changes.items() if value is not None]):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out")
+        raise UserError(
+            f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out"
+        )
     chosen = linear_schedule(schedule).changed(
         epochs=epochs, batch_size=batch_size, head_lr=lr, smallest_crop=smallest_crop
     )
@@ -187,20 +189,18 @@ def _quick(world: World, run: Run, found: Labelled, settings: Settings) -> dict[
             features(world, run, model, settings.branch, samples, of=f"{of}-{part}")
             for samples, part in ((found.train, found.train_split), (found.test, found.split))
         )
-        outcome: Report | None = None
-        if world.is_main:  # every feature at once: nothing to share
-            outcome = asdict(
-                logistic.probe(
-                    train,
-                    found.train_labels,
-                    test,
-                    found.test_labels,
-                    classes=found.classes,
-                    tops=tops(found.classes),
-                    device=world.device,
-                )
+        # in every process: the others would only wait for one, and a process group loses patience
+        results[name] = asdict(
+            logistic.probe(
+                train,
+                found.train_labels,
+                test,
+                found.test_labels,
+                classes=found.classes,
+                tops=tops(found.classes),
+                device=world.device,
             )
-        results[name] = from_main(outcome)
+        )
     return results
 
 

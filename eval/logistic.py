@@ -77,7 +77,7 @@ def fit(
     bias = torch.zeros(classes, device=x.device, dtype=kind, requires_grad=True)
     # a few blocks that fit are read once
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
-    kept = [x.block(block) for block in blocks] if len(rows) * width <= 2**28 else None
+    kept = [x.block(block) for block in blocks] if len(rows) * width <= 2**27 else None
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=_ITERATIONS,

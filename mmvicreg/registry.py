@@ -75,6 +75,7 @@ DATASETS = Registry(
         "image-folder": "mmvicreg.data.image_folder:ImageFolder",
         "imagenet": "mmvicreg.data.imagenet:ImageNet",
         "cifar10": "mmvicreg.data.cifar10:Cifar10",
+        "voc07": "mmvicreg.data.voc:Voc07",
     },
     "mmvicreg.datasets",
 )

@@ -1,7 +1,7 @@
 """Training classifiers on pictures: a linear head on a frozen encoder, or both together.
 
 Batches, crops and flips are addressed by (seed, epoch, sample), as in pretraining, so several processes train what
-one does. The last partial batch of an epoch is dropped; the order is another in every epoch.
+one does. Unlike there the last partial batch of an epoch is trained on too: no statistics hang on its size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmvicreg.branches.model import Branch
 from mmvicreg.branches.norm import synchronise_batchnorm
@@ -29,11 +29,12 @@ from mmvicreg.inputs.image import ImageInput
 from mmvicreg.metrics import class_credit
 from mmvicreg.progress import progress_bar
 from mmvicreg.samples import Sample
-from mmvicreg.training.addressing import seed_weights, view_rng
+from mmvicreg.training.addressing import epoch_order, seed_weights, view_rng
 from mmvicreg.training.distributed import World, average_gradients, exchange_rows, shares
-from mmvicreg.training.loader import AddressedBatches, Failure, begin_worker, end_workers
+from mmvicreg.training.loader import Failure, begin_worker, end_workers
 
-Batch = tuple[Item, Tensor]
+Batch = tuple[Item, Tensor, float]
+"""Views, class indices, and what the mean over them is to be weighted with for the mean over all processes."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ class Learner:
         if not self.frozen:
             self.branch.encoder.train()
 
-    def step(self, item: Item, labels: Tensor) -> Tensor:
-        """One step on this process's part of a batch; the loss of that part."""
+    def step(self, item: Item, labels: Tensor, weight: float) -> Tensor:
+        """One step on this process's part of a batch; the weighted loss of that part."""
         with torch.set_grad_enabled(not self.frozen):
             features = self.branch.represent(item)
-        loss = functional.cross_entropy(self.head(features).float(), labels)
+        loss = weight * functional.cross_entropy(self.head(features).float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         average_gradients(self.head)
@@ -145,7 +146,7 @@ def train_classifiers(
         reading: seed and workers.
 
     Raises:
-        UserError: a batch that does not divide among the processes, a sample that cannot be read, a loss that is
+        UserError: batches too small for the processes, a sample that cannot be read, a loss that is
             not finite.
     """
     if not isinstance(source, ImageInput):
@@ -153,9 +154,7 @@ def train_classifiers(
     batches = _Batches(world, _training_input(source, schedule), found, schedule, reading)
     losses = torch.zeros(len(learners), dtype=torch.float64)
     try:
-        with progress_bar(
-            schedule.epochs * len(batches), "training", "step", visible=world.is_main
-        ) as bar:
+        with progress_bar(schedule.epochs * len(batches), "training", "step", visible=world.is_main) as bar:
             for epoch in range(schedule.epochs):
                 for learner in learners:
                     learner.begin_epoch(schedule.factor(epoch))
@@ -182,10 +181,10 @@ def train_classifiers(
 def _train_epoch(world: World, learners: Sequence[Learner], batches: Iterator[Batch], advance: Any) -> Tensor:
     """The learners' mean losses over one epoch, over all processes, ``(learners,)`` float64."""
     total, steps = torch.zeros(len(learners), dtype=torch.float64, device=world.device), 0
-    for item, labels in batches:
+    for item, labels, weight in batches:
         item = {name: value.to(world.device, non_blocking=True) for name, value in item.items()}
         labels = labels.to(world.device, non_blocking=True)
-        total += torch.stack([learner.step(item, labels) for learner in learners]).double()
+        total += torch.stack([learner.step(item, labels, weight) for learner in learners]).double()
         steps += 1
         advance()
     if dist.is_initialized():
@@ -249,7 +248,7 @@ class _Crops(Dataset["tuple[Item, int] | Failure"]):
             return Failure(str(error))
         return item, int(self.labels[row])
 
-    def collate(self, rows: Sequence[tuple[Item, int] | Failure]) -> Batch | Failure:
+    def collate(self, rows: Sequence[tuple[Item, int] | Failure]) -> tuple[Item, Tensor] | Failure:
         whole: list[tuple[Item, int]] = []
         for row in rows:
             if isinstance(row, Failure):
@@ -258,22 +257,50 @@ class _Crops(Dataset["tuple[Item, int] | Failure"]):
         return self.source.collate([item for item, _ in whole]), torch.tensor([label for _, label in whole])
 
 
+class Order(Sampler["list[tuple[int, int]]"]):
+    """This process's part of every batch of an epoch, as (epoch, row).
+
+    Args:
+        rows: training samples.
+        batch_size: of all processes together; the last batch of an epoch is what is left, and is left out only
+            where it has not a sample for each process, or just one.
+        seed: of the order.
+        world: this process among all.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, seed: int, world: World) -> None:
+        self.rows, self.batch_size, self.seed, self.world = rows, batch_size, seed, world
+        self.current = 0
+        self.sizes = [min(batch_size, rows - start) for start in range(0, rows, batch_size)]
+        if self.sizes and self.sizes[-1] < max(2, world.size):
+            del self.sizes[-1]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = epoch_order(self.seed, self.current, self.rows)
+        for batch, size in enumerate(self.sizes):
+            bounds = shares(size, self.world.size)
+            first = batch * self.batch_size
+            mine = order[first + bounds[self.world.rank] : first + bounds[self.world.rank + 1]]
+            yield [(self.current, int(row)) for row in mine]
+
+
 class _Batches:
     """This process's part of every batch, epoch by epoch."""
 
     def __init__(
         self, world: World, source: Input, found: Labelled, schedule: Schedule, reading: Reading
     ) -> None:
-        size = min(schedule.batch_size, len(found.train) // world.size * world.size)
-        if schedule.batch_size % world.size or not size:
+        self._world = world
+        self._order = Order(len(found.train), schedule.batch_size, seed=reading.seed, world=world)
+        if not len(self._order) or schedule.batch_size < max(2, world.size):
             raise UserError(
-                f"a batch of {schedule.batch_size} of {len(found.train)} samples does not divide among {world.size} "
-                "processes; choose a multiple with --batch-size, or fewer --devices"
+                f"batches of {schedule.batch_size} from {len(found.train)} training samples have not two samples, or "
+                f"not one for each of {world.size} processes; raise --batch-size, or give fewer --devices"
             )
         crops = _Crops(source, found.train, found.train_labels, reading.seed)
-        self._order = AddressedBatches(
-            len(found.train), size, seed=reading.seed, rank=world.rank, world_size=world.size
-        )
         self._loader = DataLoader(
             crops,
             batch_sampler=self._order,
@@ -293,11 +320,12 @@ class _Batches:
         Raises:
             UserError: a sample could not be read.
         """
-        self._order.begin(epoch, 0)
-        for batch in self._loader:
+        self._order.current = epoch
+        for size, batch in zip(self._order.sizes, self._loader, strict=True):
             if isinstance(batch, Failure):
                 raise UserError(batch.message)
-            yield batch
+            item, labels = batch
+            yield item, labels, len(labels) * self._world.size / size
 
     def close(self) -> None:
         """End the worker processes."""
