@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ import torch
 import mmvicreg
 from mmvicreg.branches.model import JointModel
 from mmvicreg.encode import encode
+from mmvicreg.errors import UserError
+from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
 from mmvicreg.samples import Sample
 from mmvicreg.training.distributed import World, any_process
@@ -82,6 +84,13 @@ def features(
     if world.is_main:
         _write(path, stem, found)
     return found
+
+
+def check_space(space: str) -> None:
+    """Raise :class:`UserError` naming the nearest space unless ``space`` is one."""
+    known = get_args(Space)
+    if space not in known:
+        raise UserError(f"unknown space '{space}'{nearest(space, known)} Known: {', '.join(known)}.")
 
 
 def _key(run: Run, model: JointModel, branch: str, samples: Sequence[Sample], space: Space) -> str:

@@ -21,11 +21,11 @@ from mmvicreg.eval.classification import (
     show,
     tops,
 )
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.schedules import FINETUNE, Schedule
 from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels
-from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.runs import Run
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes

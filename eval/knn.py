@@ -15,11 +15,11 @@ import torch
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval.classification import about, announce, is_imagenet, published_rows, report_file, show, tops
-from mmvicreg.eval.features import Space, features
+from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.metrics import neighbour_credit
-from mmvicreg.metrics.neighbours import Weighting
+from mmvicreg.metrics.neighbours import Weighting, check_votes
 from mmvicreg.runs import Run
 from mmvicreg.training.distributed import World, exchange_rows, shares
 from mmvicreg.training.processes import on_processes
@@ -44,7 +44,8 @@ class Settings:
         """The command that gives the same result again."""
         options: dict[str, object] = {"branch": self.branch, "k": ",".join(map(str, self.k))}
         options |= {"temperature": self.temperature, "weighting": self.weighting, "space": self.space}
-        return command_line("knn", run.path, options | self.where.flags())
+        line = command_line("knn", run.path, options | self.where.flags())
+        return line if self.baseline else f"{line} --no-baseline"
 
 
 def run(
@@ -87,6 +88,8 @@ def run(
     Raises:
         UserError: no such branch, data set or split, no labels, more neighbours than training samples.
     """
+    check_votes(k, temperature=temperature, weighting=weighting)
+    check_space(space)
     settings = Settings(
         image_branch(run, branch),
         tuple(dict.fromkeys(k)),

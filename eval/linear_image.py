@@ -22,11 +22,11 @@ from mmvicreg.eval.classification import (
     show,
     tops,
 )
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
-from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.runs import Run
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
@@ -59,7 +59,8 @@ class Settings:
             options |= {"schedule": self.schedule.name, "seed": self.reading.seed}
             options |= {flag: changes[name] for name, flag in flags.items() if name in changes}
         line = command_line("linear", run.path, options)
-        return f"{line} --quick" if self.quick else line
+        line = f"{line} --quick" if self.quick else line
+        return line if self.baseline else f"{line} --no-baseline"
 
 
 def run(

@@ -261,6 +261,7 @@ def _report(
     options: dict[str, object] = {"branch": settings.branch, **settings.where.flags()}
     if settings.grid != GRID:
         options["costs"] = ",".join(f"{cost:g}" for cost in settings.grid)
+    line = command_line("svm", run.path, options)
     whole = data.name == "voc07" and sizes == _WHOLE
     return {
         "mAP": means["trained"]["area"],
@@ -282,7 +283,7 @@ def _report(
         "train": sizes["trainval"],
         "test": sizes["test"],
         "published": published_rows(2, {"area": "VOC07 mAP"}) if whole else [],
-        **origin(run, command_line("svm", run.path, options)),
+        **origin(run, line if settings.baseline else f"{line} --no-baseline"),
     }
 
 

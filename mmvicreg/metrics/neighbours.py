@@ -62,7 +62,7 @@ def neighbour_credit(
             :func:`~mmvicreg.metrics.nearest_candidates`.
     """
     numbers = np.asarray(train_labels)
-    _check(k, temperature=temperature, weighting=weighting)
+    check_votes(k, temperature=temperature, weighting=weighting)
     if numbers.shape != (len(train),) or len(query_labels) != len(queries):
         raise UserError(
             f"expected a label for each of {len(train)} training vectors and {len(queries)} queries, got "
@@ -97,7 +97,8 @@ def _votes(labels: Integers, weights: Floats, classes: int) -> Floats:
     return votes
 
 
-def _check(k: Sequence[int], *, temperature: float, weighting: str) -> None:
+def check_votes(k: Sequence[int], *, temperature: float, weighting: str) -> None:
+    """Raise :class:`UserError` naming what is out of range of how neighbours vote."""
     if not k or min(k) < 1:
         raise UserError(f"numbers of neighbours are at least 1, got {', '.join(map(str, k)) or 'none'}")
     if not (np.isfinite(temperature) and temperature > 0):
