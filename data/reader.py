@@ -124,6 +124,8 @@ def looks_like(root: Path, *, besides: str = "") -> str | None:
         ("flickr30k", "dataset_flickr30k.json"),
         ("flickr30k", "flickr30k-images"),
         ("esc50", "meta/esc50.csv"),
+        ("voc07", "ImageSets/Main/aeroplane_*.txt"),
+        ("voc07", "VOC2007/ImageSets/Main/aeroplane_*.txt"),
         ("imagenet", "train/n01440764"),
         ("imagenet", "ILSVRC/Data/CLS-LOC"),
         ("manifest", "manifest.csv"),

@@ -75,6 +75,7 @@ DATASETS = Registry(
         "image-folder": "mmvicreg.data.image_folder:ImageFolder",
         "imagenet": "mmvicreg.data.imagenet:ImageNet",
         "cifar10": "mmvicreg.data.cifar10:Cifar10",
+        "voc07": "mmvicreg.data.voc:Voc07",
     },
     "mmvicreg.datasets",
 )
@@ -137,6 +138,10 @@ PROTOCOLS = Registry(
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
         "linear": "mmvicreg.eval.linear:run",
+        "linear-image": "mmvicreg.eval.linear_image:run",
+        "knn": "mmvicreg.eval.knn:run",
+        "finetune": "mmvicreg.eval.finetune:run",
+        "svm": "mmvicreg.eval.svm:run",
     },
     "mmvicreg.protocols",
 )
