@@ -74,6 +74,8 @@ class DatasetConfig(Strict):
     """For data sets in folds: the fold held out of pretraining; ``none`` pretrains on all (transductive)."""
     captions: Literal["one", "all"] = "one"
     """``one`` caption drawn per picture and epoch, or ``all``: every pair once an epoch."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """Where a sample cannot be decoded: stop with its name, or put another, chosen by its address, in its place."""
 
     @field_validator("name")
     @classmethod
