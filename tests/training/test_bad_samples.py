@@ -1,4 +1,4 @@
-"""--on-bad-sample: the same substitute whatever the processes, workers or interruptions, and a list of what was left out."""
+"""--on-bad-sample: one substitute whatever the processes, workers or interruptions; a list of what was left out."""
 
 from __future__ import annotations
 
