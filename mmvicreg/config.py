@@ -113,11 +113,15 @@ class BranchConfig(Strict):
     """``encoder``: no gradient and no running statistics; ``batchnorm``: its running statistics only."""
     freeze_epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs after which the frozen part thaws; null: never."""
+    thaw_to: Literal["none", "batchnorm"] = "none"
+    """What stays frozen then: nothing, or BatchNorm's running statistics, so that it keeps using them."""
 
     @model_validator(mode="after")
     def _thaw(self) -> BranchConfig:
         if self.freeze_epochs is not None and self.freeze == "none":
             raise ValueError("freeze_epochs says when a frozen part thaws, and freeze is none")
+        if self.thaw_to != "none" and self.freeze_epochs is None:
+            raise ValueError("thaw_to says what stays frozen after freeze_epochs, which is not given")
         return self
 
     @field_validator("frontend", mode="before")
@@ -152,10 +156,20 @@ class OptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate."""
+    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate, or steps down."""
 
+    name: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0)]] = []
+    """Epochs after which the rate is multiplied by ``gamma``, for ``step``."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     final_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _steps(self) -> ScheduleConfig:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("'milestones' are needed with name: step, and only there")
+        return self
 
 
 class TrainingConfig(Strict):

@@ -266,7 +266,7 @@ class Trainer:
         for name in self.model.branches:
             branch = self.model.branch(name)
             thawed = branch.config.freeze_epochs is not None and epoch >= branch.config.freeze_epochs
-            branch.freeze("none" if thawed else branch.config.freeze)
+            branch.freeze(branch.config.thaw_to if thawed else branch.config.freeze)
             frozen.append(branch.frozen)
         self.model.train()
         if self.world.size == 1 or self._micro_batch is not None:

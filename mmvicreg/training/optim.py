@@ -61,10 +61,14 @@ def build_optimizer(model: JointModel, config: OptimizerConfig) -> torch.optim.O
 
 
 def rate_factor(step: int, *, steps_per_epoch: int, epochs: int, schedule: ScheduleConfig) -> float:
-    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine."""
+    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine or steps down."""
     warmup, total = schedule.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if schedule.name == "step":
+        # in whole numbers: 15 x steps may come out below itself as a float
+        passed = sum(step >= round(milestone * steps_per_epoch) for milestone in schedule.milestones)
+        return float(schedule.gamma**passed)
     progress = (step - warmup) / max(1.0, total - warmup)
     low = schedule.final_lr_factor
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
