@@ -14,7 +14,7 @@ from mmvicreg.data.card import Card, card_of
 from mmvicreg.data.download import wrong
 from mmvicreg.data.reader import shorten
 from mmvicreg.errors import UserError
-from mmvicreg.samples import DataSet, Sample
+from mmvicreg.samples import DataSet, File, Sample
 
 NAMED = 20
 """How many damaged files a message names before it counts the rest."""
@@ -169,12 +169,12 @@ def _faults(sample: Sample) -> list[str]:
     return [fault for fault in faults if fault is not None]
 
 
-def picture_fault(path: Path) -> str | None:
+def picture_fault(path: File) -> str | None:
     """Why a picture cannot be decoded to its last row, or None."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if isinstance(path, Path) else path.open()) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"{path} is not a whole picture ({_reason(error)})"

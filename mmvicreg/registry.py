@@ -72,6 +72,7 @@ DATASETS = Registry(
         "tones": "mmvicreg.data.tones:Tones",
         "manifest": "mmvicreg.data.manifest:Manifest",
         "audio-folder": "mmvicreg.data.audio_folder:AudioFolder",
+        "webdataset": "mmvicreg.data.webdataset:WebDataset",
     },
     "mmvicreg.datasets",
 )
