@@ -244,6 +244,8 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         raise UserError(f"{path}: an image has no id or no file_name. {card.way_out(root)}")
     if twice := duplicates(str(image["id"]) for image in images):
         raise UserError(f"{path} lists images twice, by id: {shorten(twice)}")
+    if twice := duplicates(str(caption["id"]) for caption in annotations if "id" in caption):
+        raise UserError(f"{path} lists captions twice, by id: {shorten(twice)}")
     known = {image["id"] for image in images}
     if strays := [str(i) for i in coco.imgToAnns if i not in known]:
         raise UserError(f"{path} has captions of images that it does not list, by id: {shorten(strays)}")

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.config import EdgeConfig, EvaluationConfig
+from mmvicreg.datasets import in_folds
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
@@ -223,6 +224,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "skipped": len(skipped),
         "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
+        "pretrained_on": _pretrained_on(run, data if own_data else None),
         "seen_in_pretraining": own_data and _seen(run, split),
         "space": judged.space,
         "similarity": judged.similarity,
@@ -366,6 +368,16 @@ def _captions_per_image(samples: Sequence[Sample]) -> str:
         return f"{used[0]} to {used[-1]} of each, the first {CAPTIONS} at most"
     more = any(len(sample.captions) > CAPTIONS for sample in samples)
     return f"the first {used[0]} of each" if more else f"{used[0]} of each"
+
+
+def _pretrained_on(run: Run, data: DataSet | None) -> str:
+    """What a run saw, in words; ``data`` is its data set, where that is at hand."""
+    settings = run.recipe.dataset
+    if data is None:
+        return settings.name
+    if not in_folds(data):
+        return f"{settings.name} {settings.train_split}"
+    return f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
 
 
 def _seen(run: Run, split: str) -> bool:

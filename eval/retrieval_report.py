@@ -65,7 +65,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
     out.print(table)
     out.print(
         f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
-        f"run {report['run']} after epoch {report['epoch']}.",
+        f"run {report['run']} after epoch {report['epoch']} on {report['pretrained_on']}.",
         soft_wrap=True,
     )
     for name in directions:

@@ -106,6 +106,7 @@ def test_real_photographs_from_download_to_retrieval(
     assert "coco val" in shown
     assert "79 images, 395 captions" in shown
     assert "No published row" in shown
+    assert "after epoch 1 on coco train." in shown
 
 
 def test_karpathys_split_with_pictures_and_annotations(serve: Callable[[Path], str], tmp_path: Path) -> None:
