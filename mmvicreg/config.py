@@ -74,6 +74,8 @@ class DatasetConfig(Strict):
     """For data sets in folds: the fold held out of pretraining; ``none`` pretrains on all (transductive)."""
     captions: Literal["one", "all"] = "one"
     """``one`` caption drawn per picture and epoch, or ``all``: every pair once an epoch."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """Where a sample cannot be decoded: stop with its name, or put another, chosen by its address, in its place."""
 
     @field_validator("name")
     @classmethod
@@ -134,11 +136,15 @@ class BranchConfig(Strict):
     """``encoder``: no gradient and no running statistics; ``batchnorm``: its running statistics only."""
     freeze_epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs after which the frozen part thaws; null: never."""
+    thaw_to: Literal["none", "batchnorm"] = "none"
+    """What stays frozen then: nothing, or BatchNorm's running statistics, so that it keeps using them."""
 
     @model_validator(mode="after")
     def _thaw(self) -> BranchConfig:
         if self.freeze_epochs is not None and self.freeze == "none":
             raise ValueError("freeze_epochs says when a frozen part thaws, and freeze is none")
+        if self.thaw_to != "none" and self.freeze_epochs is None:
+            raise ValueError("thaw_to says what stays frozen after freeze_epochs, which is not given")
         return self
 
     @field_validator("frontend", mode="before")
@@ -211,8 +217,12 @@ class OptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate, or to ``final_lr``."""
+    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate, or to ``final_lr``; or steps down."""
 
+    name: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0)]] = []
+    """Epochs after which the rate is multiplied by ``gamma``, for ``step``."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     final_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     final_lr: Annotated[float, Field(ge=0)] | None = None
@@ -229,6 +239,12 @@ class ScheduleConfig(Strict):
     def final_factor(self, rate: float) -> float:
         """The last rate as a part of ``rate``, the highest."""
         return self.final_lr_factor if self.final_lr is None else self.final_lr / rate
+
+    @model_validator(mode="after")
+    def _steps(self) -> ScheduleConfig:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("'milestones' are needed with name: step, and only there")
+        return self
 
 
 class TrainingConfig(Strict):

@@ -76,6 +76,7 @@ DATASETS = Registry(
         "imagenet": "mmvicreg.data.imagenet:ImageNet",
         "cifar10": "mmvicreg.data.cifar10:Cifar10",
         "voc07": "mmvicreg.data.voc:Voc07",
+        "webdataset": "mmvicreg.data.webdataset:WebDataset",
     },
     "mmvicreg.datasets",
 )

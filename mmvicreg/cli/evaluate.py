@@ -45,6 +45,12 @@ Seed = Annotated[int, typer.Option(help="Of the order, the crops and the classif
 Workers = Annotated[int, typer.Option(help="Processes that read pictures, for each that trains.")]
 Devices = Annotated[int, typer.Option(help="Processes on this machine that share the work.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OnBadSample = Annotated[
+    str,
+    typer.Option(
+        help="A sample that cannot be decoded: error, or skip, which leaves it out of queries and gallery."
+    ),
+]
 
 
 @app.command("retrieval")
@@ -71,6 +77,7 @@ def retrieval(
         typer.Option(help="Also write the ranking to this JSON file, by ids, as ECCV Caption reads it."),
     ] = None,
     export_depth: Annotated[int, typer.Option(help="Candidates per query in --export.")] = 200,
+    on_bad_sample: OnBadSample = "error",
     data_root: DataRoot = None,
     dataset: Dataset = None,
     devices: Devices = 1,
@@ -80,6 +87,7 @@ def retrieval(
     """Recall at 1, 5, 10 and ranks between two branches, both directions."""
     from mmvicreg import registry
     from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
     judge = registry.PROTOCOLS.load("retrieval")
     _check_dataset(dataset)
@@ -95,6 +103,7 @@ def retrieval(
         search=search,
         export=export,
         export_depth=export_depth,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
         devices=devices,
         device=device,
     )

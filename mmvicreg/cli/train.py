@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mmvicreg.config import Recipe
 
 
+_MOVABLE = {"dataset.root", "dataset.on_bad_sample"}
+"""What a resumed run may be told anew, besides its folder."""
+
+
 def train(
     pair: Annotated[
         str | None, typer.Option(help="What is paired: image-text, wave-mel, image-image.")
@@ -41,6 +45,12 @@ def train(
         int | None,
         typer.Option(
             help="Samples in memory at once per process; the whole batch is trained exactly all the same."
+        ),
+    ] = None,
+    on_bad_sample: Annotated[
+        str | None,
+        typer.Option(
+            help="A sample that cannot be decoded: error (default), or skip, which puts another in its place."
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
@@ -70,6 +80,7 @@ def train(
     overrides: dict[str, Any] = {
         "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
         "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),
+        "dataset.on_bad_sample": on_bad_sample,
         "objective": method,
         "training.epochs": epochs,
         "training.batch_size": batch_size,
@@ -83,7 +94,7 @@ def train(
         pair is None
         and resume
         and out is not None
-        and not (dataset or recipe or settings or asked.keys() - {"dataset.root"})
+        and not (dataset or recipe or settings or asked.keys() - _MOVABLE)
     ):
         resolved = _recipe_of(out, asked)
     else:
@@ -143,14 +154,14 @@ def _recipe(
 
 
 def _recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
-    """The recipe of the run to be resumed, its data perhaps moved."""
+    """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
     from mmvicreg.runs import open_run
 
     recipe = open_run(out).recipe
-    if "dataset.root" not in overrides:
-        return recipe
-    dataset = recipe.dataset.model_copy(update={"root": overrides["dataset.root"]})
-    return recipe.model_copy(update={"dataset": dataset})
+    update = {key.removeprefix("dataset."): value for key, value in overrides.items()}
+    if update.get("on_bad_sample", "error") not in ("error", "skip"):
+        raise UserError(f"--on-bad-sample is error or skip, not '{update['on_bad_sample']}'")
+    return recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update=update)})
 
 
 def _folds(recipe: Recipe) -> dict[int, Recipe]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
-from mmvicreg.config import Recipe, differences
+from mmvicreg.config import Recipe, differences, dump_recipe
 from mmvicreg.errors import UserError
-from mmvicreg.runs import Run, check_free, create_run, open_run
+from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
     World,
@@ -87,7 +87,9 @@ def _worker(launch: Launch) -> None:
     try:
         run = _together(world, lambda: _plan(launch, world.device))
         trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
-        if not launch.resume:
+        if launch.resume:
+            _together(world, lambda: _keep_recipe(run))
+        else:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
             _together(world, lambda: _create(run, trainer))
         stopped_by = trainer.train().stopped_by
@@ -131,16 +133,28 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         # data may have been moved, and "auto" was resolved where the run began
         if launch.recipe.training.precision == "auto":
             asked = _with_precision(asked, run.recipe.training.precision)
-        changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
+        free = ("dataset.root:", "dataset.on_bad_sample:")  # neither changes a step that was taken
+        changed = [d for d in differences(run.recipe, asked) if not d.startswith(free)]
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
                 f"the run {launch.out} was started with another recipe ({shown}); give the same one, name only "
                 "--resume --out, or choose another --out"
             )
-        dataset = run.recipe.dataset.model_copy(update={"root": launch.recipe.dataset.root})
-        if launch.recipe.dataset.root is not None:
-            return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+        given = launch.recipe.dataset
+        root = given.root if given.root is not None else run.recipe.dataset.root
+        update = {"root": root, "on_bad_sample": given.on_bad_sample}
+        dataset = run.recipe.dataset.model_copy(update=update)
+        return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+    return run
+
+
+def _keep_recipe(run: Run) -> Run:
+    """Write down that a resumed run handles bad samples otherwise than it began."""
+    before = open_run(run.path).recipe
+    if before.dataset.on_bad_sample != run.recipe.dataset.on_bad_sample:
+        dataset = before.dataset.model_copy(update={"on_bad_sample": run.recipe.dataset.on_bad_sample})
+        write_whole(run.path / RECIPE, dump_recipe(before.model_copy(update={"dataset": dataset})))
     return run
 
 

@@ -75,10 +75,11 @@ def build_optimizer(model: JointModel, config: OptimizerConfig) -> torch.optim.O
 def rate_factor(
     step: int, *, steps_per_epoch: int, epochs: int, schedule: ScheduleConfig, rate: float = 1.0
 ) -> float:
-    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine.
+    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine or steps down.
 
     Of W warm-up steps and T in all, with f the last rate as a part of the highest: (step + 1) / (W + 1) before
-    step W, so that none is spent at a rate of zero, and then f + (1 - f) / 2 * (1 + cos(pi (step - W) / (T - W))).
+    step W, so that none is spent at a rate of zero, and then f + (1 - f) / 2 * (1 + cos(pi (step - W) / (T - W))),
+    or ``gamma`` to the number of milestones passed.
 
     Args:
         step: steps taken so far.
@@ -90,6 +91,10 @@ def rate_factor(
     warmup, total = schedule.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if schedule.name == "step":
+        # in whole numbers: 15 x steps may come out below itself as a float
+        passed = sum(step >= round(milestone * steps_per_epoch) for milestone in schedule.milestones)
+        return float(schedule.gamma**passed)
     progress = (step - warmup) / max(1.0, total - warmup)
     low = schedule.final_factor(rate)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

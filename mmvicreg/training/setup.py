@@ -52,7 +52,8 @@ def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = 
     if main:
         try:
             for name, branch in learning.items():
-                _fit(name, branch, model.inputs[branch.config.input], samples)
+                skip = model.recipe.dataset.on_bad_sample == "skip"
+                _fit(name, branch, model.inputs[branch.config.input], samples, skip=skip)
             states = {name: branch.frontend.state_dict() for name, branch in learning.items()}
         except UserError as error:
             states = str(error)
@@ -63,12 +64,12 @@ def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = 
         branch.frontend.load_state_dict(states[name])
 
 
-def _fit(name: str, branch: Branch, source: Input, samples: Sequence[Sample]) -> None:
+def _fit(name: str, branch: Branch, source: Input, samples: Sequence[Sample], *, skip: bool) -> None:
     rows = [(i, None) for i in range(len(samples))]
     with progress_bar(len(rows), f"statistics for {name}", "sample") as bar:
 
         def counted() -> Iterator[Item]:
-            for item in load_rows(source, samples, rows, batch_size=32, workers=2):
+            for item in load_rows(source, samples, rows, batch_size=32, workers=2, skip=skip):
                 yield item
                 bar.advance(len(next(iter(item.values()))))
 
