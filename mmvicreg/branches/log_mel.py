@@ -148,7 +148,7 @@ class LogMelFrontend(Frontend):
     def scale(self, decibels: Tensor) -> Tensor:
         """dB to 0..1; a constant or silent clip becomes zeros or another constant, never NaN."""
         if self.learns:
-            mean, deviation = self.level
+            mean, deviation = self.level[0], self.level[1]
             return (0.5 + (decibels - mean) / (6 * deviation)).clamp(0, 1)
         peak = decibels.amax(dim=(1, 2), keepdim=True)
         floor = peak - self.config.top_db
@@ -185,8 +185,8 @@ def mel_filters(config: LogMelFrontend.Config) -> Tensor:
     gives every band the same area.
     """
     highest = config.sample_rate / 2 if config.f_max is None else config.f_max
-    mels = np.linspace(*(_mel(f, config.mel_scale) for f in (config.f_min, highest)), config.n_mels + 2)
-    edges = _hertz(mels, config.mel_scale)
+    first, last = _mel(config.f_min, config.mel_scale), _mel(highest, config.mel_scale)
+    edges = _hertz(np.linspace(first, last, config.n_mels + 2), config.mel_scale)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.arange(config.n_fft // 2 + 1) * config.sample_rate / config.n_fft
     weights = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(min=0)
