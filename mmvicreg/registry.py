@@ -127,6 +127,7 @@ PROTOCOLS = Registry(
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
         "linear": "mmvicreg.eval.linear:run",
+        "supervised": "mmvicreg.eval.supervised:run",
     },
     "mmvicreg.protocols",
 )

@@ -89,6 +89,15 @@ def linear(
         int | None,
         typer.Option(help="Fold to test on. Default: the one the run held out, or all of a run per fold."),
     ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="Another run of the same data and folds, beside this one; repeatable."
+        ),
+    ] = None,
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="Train the supervised baseline first, where it is not there.")
+    ] = False,
     data_root: DataRoot = None,
     dataset: Dataset = None,
     runs: Runs = Path("runs"),
@@ -98,12 +107,40 @@ def linear(
 
     judge = registry.PROTOCOLS.load("linear")
     _check_dataset(dataset)
-    if run is None:
-        run = _newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
-        if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
-            run = run.parent  # one run per fold is one result
-            typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
-    judge(run, data_root=data_root, dataset=dataset, fold=fold)
+    judge(
+        run if run is not None else _newest_of_folds(runs),
+        data_root=data_root,
+        dataset=dataset,
+        fold=fold,
+        compare=compare or (),
+        supervised=supervised,
+    )
+
+
+@app.command("supervised")
+def supervised(
+    run: RunArgument = None,
+    fold: Annotated[int | None, typer.Option(help="Of a folder of runs by fold, this one alone.")] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """A run's encoders trained on the labels instead, everything else alike; folds that are done are kept."""
+    from mmvicreg import registry
+
+    judge = registry.PROTOCOLS.load("supervised")
+    judge(run if run is not None else _newest_of_folds(runs), data_root=data_root, fold=fold, device=device)
+
+
+def _newest_of_folds(runs: Path) -> Path:
+    """The newest run with a linear protocol; one of a run per fold stands for all of them."""
+    from mmvicreg import registry
+
+    run = _newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
+    if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
+        run = run.parent
+        typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
+    return run
 
 
 def _newest(base: Path, pairs: Sequence[str]) -> Path:
