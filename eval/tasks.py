@@ -49,7 +49,7 @@ def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[l
 
 def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Sample], list[Task]]:
     numbers = [int(split.removeprefix("fold")) for split in data.splits()]
-    related = _related(data.name, run.recipe.dataset.name)
+    shared = related(data.name, run.recipe.dataset.name)
     held_out = run.recipe.dataset.fold
     if fold is not None and fold not in numbers:
         raise UserError(
@@ -58,7 +58,7 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
     if fold is not None:
         tested = [fold]
     else:
-        tested = [held_out] if related and isinstance(held_out, int) and held_out in numbers else numbers
+        tested = [held_out] if shared and isinstance(held_out, int) and held_out in numbers else numbers
     parts = {number: data.samples(f"fold{number}") for number in numbers}
     samples = [sample for part in parts.values() for sample in part]
     place = np.repeat(numbers, [len(part) for part in parts.values()])
@@ -67,13 +67,13 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
             str(number),
             np.flatnonzero(place != number),
             np.flatnonzero(place == number),
-            related and held_out != number,
+            shared and held_out != number,
         )
         for number in tested
     ]
 
 
-def _related(name: str, other: str) -> bool:
+def related(name: str, other: str) -> bool:
     """Whether two data sets share samples, fold for fold: the same one, or one a part of the other."""
     return name == other or any(
         b in getattr(DATASETS.load(a), "alternatives", ()) for a, b in ((name, other), (other, name))

@@ -126,6 +126,7 @@ PROTOCOLS = Registry(
     "evaluation protocol",
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
+        "retrieval-folds": "mmvicreg.eval.retrieval_folds:run",
         "linear": "mmvicreg.eval.linear:run",
         "supervised": "mmvicreg.eval.supervised:run",
     },

@@ -59,15 +59,16 @@ def retrieval(
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Recall at 1, 5, 10 and ranks between two branches, both directions."""
+    """Recall at 1, 5, 10 and ranks between two branches, both directions; a folder of runs by fold is one result."""
     from mmvicreg import registry
-    from mmvicreg.runs import open_run
+    from mmvicreg.runs import RECIPE, open_run
 
-    judge = registry.PROTOCOLS.load("retrieval")
     _check_dataset(dataset)
     path = run if run is not None else _newest(runs, ["image-text"])
+    by_fold = not (path / RECIPE).is_file() and any(path.glob(f"fold*/{RECIPE}"))
+    judge = registry.PROTOCOLS.load("retrieval-folds" if by_fold else "retrieval")
     judge(
-        open_run(path),
+        path if by_fold else open_run(path),
         data_root=data_root,
         dataset=dataset,
         split=split,
