@@ -217,7 +217,7 @@ class OptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate, or to ``final_lr``; or steps down."""
+    """Linear warm-up from zero, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps."""
 
     name: Literal["cosine", "step"] = "cosine"
     milestones: list[Annotated[float, Field(gt=0)]] = []

@@ -138,11 +138,13 @@ PROTOCOLS = Registry(
     "evaluation protocol",
     {
         "retrieval": "mmvicreg.eval.retrieval:run",
+        "retrieval-folds": "mmvicreg.eval.retrieval_folds:run",
         "linear": "mmvicreg.eval.linear:run",
         "linear-image": "mmvicreg.eval.linear_image:run",
         "knn": "mmvicreg.eval.knn:run",
         "finetune": "mmvicreg.eval.finetune:run",
         "svm": "mmvicreg.eval.svm:run",
+        "supervised": "mmvicreg.eval.supervised:run",
     },
     "mmvicreg.protocols",
 )

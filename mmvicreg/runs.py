@@ -140,7 +140,7 @@ def evaluation_data(
     Raises:
         UserError: no such data set or split, or nothing in it.
     """
-    from mmvicreg.datasets import evaluation_split, open_dataset
+    from mmvicreg.datasets import evaluation_split, in_folds, open_dataset
 
     settings = run.recipe.dataset
     if dataset is None or dataset == settings.name:
@@ -148,7 +148,9 @@ def evaluation_data(
         name = evaluation_split(data, split or settings.eval_split, fold=settings.fold)
     else:
         data = open_dataset(dataset, root=root)
-        name = evaluation_split(data, split)
+        # a part of the run's own data set (ESC-10 of ESC-50) shares its folds: the one that was held out
+        same = in_folds(data) and f"fold{settings.fold}" in data.splits()
+        name = evaluation_split(data, split, fold=settings.fold if same else "none")
     samples = data.samples(name)
     if not samples:
         raise UserError(f"the split '{name}' of {data.name} at {data.root} is empty")
