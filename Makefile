@@ -23,10 +23,10 @@ RUN := "$(abspath $(VENV))/bin/python" -m
 endif
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: help demo test test-all lint types format clean
+.PHONY: help demo flickr8k test test-all lint types format clean
 
 help:  ## List these commands.
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, both made here.
 	@run=runs/demo-$$(date +%Y%m%d-%H%M%S); SECONDS=0; \
@@ -40,6 +40,12 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	step eval linear "$$run/wave-mel"; \
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'
+
+flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SWEEP=flickr8k.
+	@[ -n "$(FLICKR8K)" ] || { echo "make flickr8k needs FLICKR8K=DIR, the folder of dataset_flickr8k.json and its" \
+	  "pictures (mmvicreg data info flickr8k says where they come from)" >&2; exit 2; }
+	$(RUN) mmvicreg sweep "$(or $(SWEEP),flickr8k-methods)" --data-root "$(FLICKR8K)" \
+	  --out "$(or $(OUT),runs/flickr8k)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 test: $(READY)  ## Run the tests, on two processes; on real data too where MMVICREG_REAL_DATA names them.
 	$(PYTEST) -m 'not slow' $(ARGS)

@@ -133,7 +133,7 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     unused: dict[str, None] = {}
     try:
         for _, where, cells in csv_rows(path, one_of=("filename",)):
-            unused |= dict.fromkeys(key for key in cells if key not in COLUMNS)
+            unused.update((key, None) for key in cells if key not in COLUMNS)
             row = _row(cells, path, where)
             if row.name in rows:
                 raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")

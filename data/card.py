@@ -85,6 +85,8 @@ class Card:
         splits: names of its splits.
         counts: split -> samples in the whole published set, one mapping per published layout.
         classes: how many classes the whole published set has; None where it has none.
+        unions: unions of splits that are published as one (COCO's train+restval).
+        captions_each: captions of each picture that evaluation takes, which every picture must have; 0: any number.
         files: what ``download`` fetches; empty where the publisher wants to be asked, or where it is made.
         manual: how to get what cannot be downloaded without a person; empty where everything can.
         made: the project makes it itself (``mmvicreg data make NAME``).
@@ -101,6 +103,8 @@ class Card:
     citation: str
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     classes: int | None = None
+    unions: tuple[str, ...] = ()
+    captions_each: int = 0
     files: tuple[RemoteFile, ...] = ()
     manual: str = ""
     made: bool = False

@@ -16,7 +16,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
-from mmvicreg.samples import Sample
+from mmvicreg.samples import File, Sample
 
 SHOWN = 3
 """How many of many wrong things a message names before it counts the rest."""
@@ -221,7 +221,7 @@ def list_folder(folder: Path) -> frozenset[str]:
         raise UserError(f"cannot list {folder}: {error.strerror}") from error
 
 
-def check_present(paths: Sequence[Path], what: str, source: Path, hint: str) -> None:
+def check_present(paths: Sequence[File], what: str, source: Path, hint: str) -> None:
     """Raise :class:`UserError` naming the first missing files and their number, if any is missing.
 
     Args:
@@ -231,7 +231,7 @@ def check_present(paths: Sequence[Path], what: str, source: Path, hint: str) -> 
         hint: the way out.
     """
     files = Files()
-    missing = [path for path in paths if path not in files]
+    missing = [path for path in paths if isinstance(path, Path) and path not in files]
     if missing:
         raise UserError(
             f"{len(missing):,} of {len(paths):,} {what} listed in {source} are missing: "

@@ -134,6 +134,10 @@ def download(
         str | None,
         typer.Option("--layout", help="Which published layout (see `data info`). Default: the first."),
     ] = None,
+    unchecked: Annotated[
+        bool,
+        typer.Option("--unchecked", help="Take what comes, whatever its size and checksum (a part, say)."),
+    ] = False,
 ) -> None:
     """Download a data set: resumed where it stopped, checked against its card, unpacked."""
     from mmvicreg.data.card import card_of
@@ -141,7 +145,7 @@ def download(
 
     card = card_of(name)
     place = _place(name, root)
-    for line in Downloader(mirror=mirror).get(card, place, layout=layout):
+    for line in Downloader(mirror=mirror, checked=not unchecked).get(card, place, layout=layout):
         typer.echo(line)
     if card.manual:
         typer.echo(f"Still to do by hand: {card.manual}")
@@ -156,12 +160,15 @@ def verify(name: Name, root: Root = None) -> None:
     from mmvicreg.data.verify import verify as run
 
     report = run(name, _place(name, root))
-    table = Table(
-        "split", "published", "listed", "readable", title=f"{name} at {report.root}", title_justify="left"
-    )
+    columns = ["split", "published", "listed", "readable"]
+    each = report.captions_each
+    if any(split.captions for split in report.splits):
+        columns += ["captions", *([f"the first {each} of each"] if each else [])]
+    table = Table(*columns, title=f"{name} at {report.root}", title_justify="left")
     for split in report.splits:
         published = "" if split.published is None else f"{split.published:,}"
-        table.add_row(split.split, published, f"{split.listed:,}", f"{split.readable:,}")
+        numbers = (split.listed, split.readable, split.captions, split.judged)
+        table.add_row(*[split.split, published, *(f"{n:,}" for n in numbers)][: len(columns)])
     _console().print(table)
     report.check()
     typer.echo(f"{name} is whole")

@@ -45,6 +45,12 @@ Seed = Annotated[int, typer.Option(help="Of the order, the crops and the classif
 Workers = Annotated[int, typer.Option(help="Processes that read pictures, for each that trains.")]
 Devices = Annotated[int, typer.Option(help="Processes on this machine that share the work.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OnBadSample = Annotated[
+    str,
+    typer.Option(
+        help="A sample that cannot be decoded: error, or skip, which leaves it out of queries and gallery."
+    ),
+]
 
 
 @app.command("retrieval")
@@ -71,21 +77,24 @@ def retrieval(
         typer.Option(help="Also write the ranking to this JSON file, by ids, as ECCV Caption reads it."),
     ] = None,
     export_depth: Annotated[int, typer.Option(help="Candidates per query in --export.")] = 200,
+    on_bad_sample: OnBadSample = "error",
     data_root: DataRoot = None,
     dataset: Dataset = None,
     devices: Devices = 1,
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Recall at 1, 5, 10 and ranks between two branches, both directions."""
+    """Recall at 1, 5, 10 and ranks between two branches, both directions; a folder of runs by fold is one result."""
     from mmvicreg import registry
-    from mmvicreg.runs import open_run
+    from mmvicreg.runs import RECIPE, open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
-    judge = registry.PROTOCOLS.load("retrieval")
     _check_dataset(dataset)
     path = run if run is not None else _newest(runs, ["image-text"])
+    by_fold = not (path / RECIPE).is_file() and any(path.glob(f"fold*/{RECIPE}"))
+    judge = registry.PROTOCOLS.load("retrieval-folds" if by_fold else "retrieval")
     judge(
-        open_run(path),
+        path if by_fold else open_run(path),
         data_root=data_root,
         dataset=dataset,
         split=split,
@@ -95,6 +104,7 @@ def retrieval(
         search=search,
         export=export,
         export_depth=export_depth,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
         devices=devices,
         device=device,
     )
@@ -121,6 +131,15 @@ def linear(
     split: Split = None,
     train_split: TrainSplit = None,
     baseline: Baseline = True,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN", help="Another run of the same data and folds, beside this one; repeatable."
+        ),
+    ] = None,
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="Train the supervised baseline first, where it is not there.")
+    ] = False,
     data_root: DataRoot = None,
     dataset: Dataset = None,
     devices: Devices = 1,
@@ -136,10 +155,7 @@ def linear(
 
     _check_dataset(dataset)
     if run is None:
-        run = _newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
-        if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
-            run = run.parent  # one run per fold is one result
-            typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
+        run = _newest_of_folds(runs)
     pictures: dict[str, object] = {
         "schedule": schedule,
         "epochs": epochs,
@@ -153,6 +169,8 @@ def linear(
     given = {name: value for name, value in pictures.items() if value is not None}
     if _reads_pictures(run, branch):
         _refuse("--fold", fold is not None, "is for recordings; name another --split instead")
+        _refuse("--compare", bool(compare), "is for recordings")
+        _refuse("--supervised", supervised, "is for recordings")
         _refuse("--schedule", quick and schedule is not None, "and --quick are two ways to judge; choose one")
         judge = registry.PROTOCOLS.load("linear-image")
         judge(
@@ -174,7 +192,15 @@ def linear(
         bool(flags),
         f"is for branches that read pictures, and {run} is judged on its others",
     )
-    registry.PROTOCOLS.load("linear")(run, data_root=data_root, dataset=dataset, fold=fold)
+    judge = registry.PROTOCOLS.load("linear")
+    judge(
+        run,
+        data_root=data_root,
+        dataset=dataset,
+        fold=fold,
+        compare=compare or (),
+        supervised=supervised,
+    )
 
 
 @app.command("finetune")
@@ -341,6 +367,32 @@ def _whole_numbers(flag: str, text: str) -> list[int]:
     numbers = _numbers(flag, text)
     _refuse(flag, any(value != int(value) for value in numbers), f"expects whole numbers; got '{text}'")
     return [int(value) for value in numbers]
+
+
+@app.command("supervised")
+def supervised(
+    run: RunArgument = None,
+    fold: Annotated[int | None, typer.Option(help="Of a folder of runs by fold, this one alone.")] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """A run's encoders trained on the labels instead, everything else alike; folds that are done are kept."""
+    from mmvicreg import registry
+
+    judge = registry.PROTOCOLS.load("supervised")
+    judge(run if run is not None else _newest_of_folds(runs), data_root=data_root, fold=fold, device=device)
+
+
+def _newest_of_folds(runs: Path) -> Path:
+    """The newest run with a linear protocol; one of a run per fold stands for all of them."""
+    from mmvicreg import registry
+
+    run = _newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
+    if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
+        run = run.parent
+        typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
+    return run
 
 
 def _newest(base: Path, pairs: Sequence[str]) -> Path:
