@@ -39,6 +39,7 @@ class Downloader:
         pause: seconds before the second attempt, doubled each time.
         progress: show bars.
         sleep: how to wait.
+        moved: the way out that is named where a server refuses.
         checked: hold files against the sizes and checksums on the card; without, whatever comes is taken (a part
             of the data set, or another packing of it), and a later checked call fetches it anew.
     """
@@ -48,6 +49,7 @@ class Downloader:
     pause: float = 0.5
     progress: bool = True
     sleep: Callable[[float], None] = time.sleep
+    moved: str = "if it has moved, give another place: --mirror"
     checked: bool = True
 
     def __post_init__(self) -> None:
@@ -86,6 +88,26 @@ class Downloader:
         except OSError as error:
             raise UserError(f"cannot download into {root}: {error.strerror or error}") from error
 
+    def fetch(self, url: str, path: Path) -> None:
+        """Fetch a single file that is of no data set; one that is there already stays.
+
+        Args:
+            url: where it is.
+            path: what it is called here; its folder is made where it is absent.
+
+        Raises:
+            UserError: as :meth:`get`.
+        """
+        file = RemoteFile(url=url, path=path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.parent):
+                if not path.is_file():
+                    self._check_room([file], path.parent)
+                    self._transfer(file, path)
+        except OSError as error:
+            raise UserError(f"cannot download {url} to {path}: {error.strerror or error}") from error
+
     def url(self, file: RemoteFile) -> str:
         """Where a file is fetched from."""
         return f"{self.mirror.rstrip('/')}/{file.path}" if self.mirror else file.url
@@ -97,7 +119,10 @@ class Downloader:
         if not file.extract:
             return f"{file.path}: fetched"
         try:
-            names = unpack(path, root, file, progress=self.progress)
+            if file.unpacker is not None:
+                names = file.unpacker(path, root, self.progress)
+            else:
+                names = unpack(path, root, file, progress=self.progress)
         except UserError:
             if file.algorithm is not None:
                 raise
@@ -118,7 +143,7 @@ class Downloader:
                 _continue(self.url(file), part, file, progress=self.progress)
                 break
             except (_LostError, OSError, http.client.HTTPException) as error:
-                _raise_if_final(self.url(file), error)
+                _raise_if_final(self.url(file), error, self.moved)
                 # Only what nobody has seen before counts as progress: a server that cannot continue may
                 # bring the same beginning for ever.
                 failures = 1 if _size(part) > most else failures + 1
@@ -210,13 +235,11 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
         raise _LostError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
-def _raise_if_final(url: str, error: Exception) -> None:
+def _raise_if_final(url: str, error: Exception, moved: str) -> None:
     """Raise unless another attempt may help: a server's refusal, or a fault on this side (no room)."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in {408, 425, 429} and error.code < 500:
-            raise UserError(
-                f"{url} answers {error.code} {error.reason}; if it has moved, give another place: --mirror"
-            ) from error
+            raise UserError(f"{url} answers {error.code} {error.reason}; {moved}") from error
     elif isinstance(error, OSError) and not isinstance(
         error, urllib.error.URLError | TimeoutError | ConnectionError | ssl.SSLError
     ):

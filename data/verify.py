@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from mmvicreg.samples import DataSet, File, Sample
 
 NAMED = 20
 """How many damaged files a message names before it counts the rest."""
+AT_ONCE = 4096
+"""Samples handed to the reading threads at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,12 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     card = card_of(name)
     dataset: DataSet = registry.DATASETS.load(name)(root)
     published = _published(dataset, card)
-    things = "pictures" if "image-text" in card.pairs else "recordings"
+    things = "recordings" if card.pairs == ("wave-mel",) else "pictures"
     problems: list[str] = []
     counts: list[str] = []
     reports: dict[str, SplitReport] = {}
     for split in dict.fromkeys([*published, *dataset.splits()]):
-        samples: list[Sample] = []
+        samples: Sequence[Sample] = ()
         if split in dataset.splits():
             try:
                 samples = dataset.samples(split)
@@ -115,6 +117,8 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
         problems += [f"{message}" for _, message in bad[:NAMED]]
         if len(bad) > NAMED:
             problems.append(f"and {len(bad) - NAMED:,} more damaged files in the split {split}")
+    if card.classes is not None and len(dataset.classes) != card.classes:
+        problems.append(f"{len(dataset.classes):,} of {card.classes:,} classes")
     problems += _check_archives(card, root)
     unions = [_union(name, reports) for name in card.unions if set(name.split("+")) <= reports.keys()]
     splits = (*reports.values(), *unions)
@@ -150,16 +154,18 @@ def _published(dataset: DataSet, card: Card) -> dict[str, int]:
     return dict(card.counts.get(layout, {}))
 
 
-def _read_all(samples: list[Sample], split: str, *, progress: bool) -> list[tuple[str, str]]:
+def _read_all(samples: Sequence[Sample], split: str, *, progress: bool) -> list[tuple[str, str]]:
     """Sample id and what is wrong, for every sample with a file that cannot be read to its end."""
     bad: list[tuple[str, str]] = []
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         counted(len(samples), f"Reading {split}", "samples", progress=progress) as advance,
     ):
-        for sample, faults in zip(samples, pool.map(_faults, samples), strict=True):
-            bad += [(sample.id, fault) for fault in faults]
-            advance(1)
+        for start in range(0, len(samples), AT_ONCE):  # the pool queues all it is given
+            some = samples[start : start + AT_ONCE]
+            for sample, faults in zip(some, pool.map(_faults, some), strict=True):
+                bad += [(sample.id, fault) for fault in faults]
+                advance(1)
     return bad
 
 

@@ -7,34 +7,46 @@ mean and standard deviation over the folds.
 
 Data in splits. The probe is trained on the run's training split and tested on its evaluation split.
 
-The same probe is trained on the untrained encoders (each run's own initial weights) and stands beside.
+Beside it stand the same probe on the untrained encoders (each run's own initial weights), on other runs of the
+same data and folds (``compare``), and networks trained on the labels (:mod:`mmvicreg.eval.supervised`).
 """
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mmvicreg.datasets import evaluation_split, in_folds, open_dataset
+from mmvicreg.datasets import open_dataset
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
-from mmvicreg.eval.linear_report import show, summarise
+from mmvicreg.eval import supervised as baseline
+from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
+from mmvicreg.eval.linear_report import compared, summarise
+from mmvicreg.eval.linear_rivals import open_rival
+from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
-from mmvicreg.registry import DATASETS
-from mmvicreg.runs import RECIPE, Run, open_run
+from mmvicreg.eval.tasks import group_of, labels_of, tasks_of
+from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.training.log import say
 
 Features = Mapping[str, npt.NDArray[np.float32]]
 """Branch (or branches joined by ``+``) -> representations ``(n, d)``."""
 
 
 def run(
-    run: Run | Path, *, data_root: Path | None = None, dataset: str | None = None, fold: int | None = None
+    run: Run | Path,
+    *,
+    data_root: Path | None = None,
+    dataset: str | None = None,
+    fold: int | None = None,
+    compare: Sequence[Path] = (),
+    supervised: bool = False,
 ) -> Report:
     """Probe every branch of a run that is not text, and all of them side by side, concatenated.
 
@@ -47,92 +59,89 @@ def run(
         dataset: another labelled data set than the run's own, by name.
         fold: for data in folds, the fold to test on; None: the one the run held out, and every fold in
             turn for a run that held out none.
+        compare: folders of other runs of the same data and folds, to be probed too.
+        supervised: train the supervised baseline where it is not there yet; what is there is shown in any case.
 
     Returns:
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
         ``branch`` (the last), ``chance``, ``transductive``, ``classes``, ``train`` (samples per probe),
-        ``test`` (samples over all probes), and the same per branch under ``branches``.
+        ``test`` (samples over all probes), and the same per branch under ``branches``; every method's
+        branches under ``methods``.
 
     Raises:
-        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe.
+        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe, or
+            runs that do not compare.
     """
-    if isinstance(run, Path):
-        members = fold_runs(run)
-        if members and fold is not None:
-            run = _member(run, members, fold)
-        elif members:
-            return _run_folds(run, members, data_root=data_root, dataset=dataset)
-        else:
-            run = open_run(run)
-    data, own = _open(run, data_root=data_root, dataset=dataset)
-    outcomes = _judge(run, data, own=own, fold=fold)
-    command = _command(run.path, data_root=data_root, dataset=dataset, fold=fold)
-    report = summarise(outcomes, data, [run], path=run.path, command=command)
-    file = run.path / "eval" / _file(data, own=own)
-    write_report(file, report)
-    show(report, file)
-    return report
-
-
-def fold_runs(folder: Path) -> dict[int, Path]:
-    """The runs ``fold1``, ``fold2``, ... in a folder that is not itself a run; empty when it has none."""
-    if not folder.is_dir() or (folder / RECIPE).is_file():
-        return {}
-    found = {
-        int(match[1]): entry
-        for entry in folder.iterdir()
-        if (match := re.fullmatch(r"fold(\d+)", entry.name)) and (entry / RECIPE).is_file()
-    }
-    return dict(sorted(found.items()))
-
-
-def _run_folds(
-    folder: Path, members: Mapping[int, Path], *, data_root: Path | None, dataset: str | None
-) -> Report:
-    runs = {number: open_run(path) for number, path in members.items()}
-    first = next(iter(runs.values()))
-    data, own = _open(first, data_root=data_root, dataset=dataset)
-    _check_members(folder, runs, data)
+    path, runs = _opened(run, fold)
+    by_fold = None not in runs
+    members = list(runs.values())
+    data, own = _open(members[0], data_root=data_root, dataset=dataset)
+    if by_fold:
+        check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
+    rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
+    labelled = None
+    if own and fold in (None, members[0].recipe.dataset.fold):
+        labelled = _supervised(path, members, data, data_root=data_root, train=supervised)
+    elif supervised:
+        raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
-        found = _judge(member, data, own=own, fold=number)
-        command = _command(member.path, data_root=data_root, dataset=dataset, fold=number)
-        report = summarise(found, data, [member], path=member.path, command=command)
-        write_report(member.path / "eval" / _file(data, own=own), report)
+        found = _judge(member, data, own=own, fold=number or fold)
+        if by_fold:
+            command = _command(member.path, data_root=data_root, dataset=dataset, fold=number)
+            report = summarise(found, data, [member], path=member.path, command=command)
+            write_report(member.path / "eval" / _file(data, own=own), report)
         outcomes += found
-    command = _command(folder, data_root=data_root, dataset=dataset, fold=None)
-    report = summarise(outcomes, data, list(runs.values()), path=folder, command=command)
-    file = folder / "eval" / _file(data, own=own)
+    command = _command(
+        path, data_root=data_root, dataset=dataset, fold=fold, compare=compare, supervised=supervised
+    )
+    report = summarise(outcomes, data, members, path=path, command=command)
+    for rival in rivals:
+        found = [
+            outcome
+            for number, member in zip(runs, rival.runs, strict=True)
+            for outcome in _judge(member, data, own=own, fold=number or fold, untrained=False)
+        ]
+        report["methods"].append(compared(found, rival))
+    if labelled is not None:
+        report["methods"].append(labelled)
+    file = path / "eval" / _file(data, own=own)
     write_report(file, report)
     show(report, file)
     return report
 
 
-def _check_members(folder: Path, runs: Mapping[int, Run], data: DataSet) -> None:
-    """Runs by fold count as one result only when they are one recipe, a fold each, and complete."""
-    if not in_folds(data):
-        raise UserError(f"{folder} holds runs by fold, but {data.name} at {data.root} is not in folds")
-    wanted = sorted(int(split.removeprefix("fold")) for split in data.splits())
-    if missing := [number for number in wanted if number not in runs]:
-        raise UserError(
-            f"{folder} has no run of {', '.join(f'fold{number}' for number in missing)} of {data.name}'s "
-            f"{len(wanted)} folds; train the rest (--fold all --resume), or judge one with --fold"
-        )
-    first = next(iter(runs.values())).recipe
-    for number, member in runs.items():
-        if member.recipe.dataset.fold != number:
-            raise UserError(f"{member.path} held out fold {member.recipe.dataset.fold}, not fold {number}")
-        alike = member.recipe.model_copy(update={"dataset": first.dataset})
-        if alike != first or member.recipe.dataset.name != first.dataset.name:
-            raise UserError(f"{member.path} was trained by another recipe than the other folds of {folder}")
+def _opened(run: Run | Path, fold: int | None) -> tuple[Path, dict[int | None, Run]]:
+    """The folder that is judged, and the runs in it: by fold, or one alone under None."""
+    if isinstance(run, Path):
+        members = fold_runs(run)
+        if members and fold is None:
+            return run, {number: open_run(path) for number, path in members.items()}
+        run = open_run(one_of(run, members, fold) if members and fold is not None else run)
+    return run.path, {None: run}
 
 
-def _member(folder: Path, members: Mapping[int, Path], fold: int) -> Run:
-    if fold not in members:
-        raise UserError(
-            f"{folder} has no run fold{fold}; it has {', '.join(path.name for path in members.values())}"
-        )
-    return open_run(members[fold])
+def _supervised(
+    path: Path, runs: Sequence[Run], data: DataSet, *, data_root: Path | None, train: bool
+) -> Report | None:
+    """The supervised baseline's part of the report, where it is there or is to be trained."""
+    if train:
+        results: Sequence[Report | None] = baseline.obtain(runs, data, data_root=data_root)
+    else:
+        results = baseline.supervised_results(runs, data)
+    done = [result for result in results if result is not None]
+    if len(done) < len(runs):
+        if done:
+            say(
+                f"the supervised baseline is there for {len(done)} of {len(runs)} folds: eval supervised {path}"
+            )
+        return None
+    found = baseline.summarise_supervised(done, path=path, command="")
+    return {
+        "method": "supervised",
+        "transductive": False,
+        **{key: found[key] for key in ("branches", "epochs", "both", "run")},
+    }
 
 
 def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[DataSet, bool]:
@@ -142,17 +151,17 @@ def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[Dat
     return open_dataset(dataset, root=data_root), False
 
 
-def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None) -> list[Outcome]:
+def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: bool = True) -> list[Outcome]:
     branches = [name for name, config in run.recipe.branches.items() if config.input != "text"]
     if not branches:
         raise UserError(
             f"the run {run.path} has only text branches; the linear protocol has nothing to probe"
         )
-    samples, tasks = _tasks(run, data, own=own, fold=fold)
-    labels = _labels(samples, data)
-    groups = [_group(sample) for sample in samples]
+    samples, tasks = tasks_of(run, data, own=own, fold=fold)
+    labels = labels_of(samples, data)
+    groups = [group_of(sample) for sample in samples]
     trained = _features(run, branches, samples, untrained=False)
-    untrained = _features(run, branches, samples, untrained=True)
+    initial = _features(run, branches, samples, untrained=True) if untrained else {}
 
     def judge(features: Features, task: Task) -> dict[str, ProbeResult]:
         return {
@@ -171,7 +180,7 @@ def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None) -> list[Outc
         Outcome(
             task,
             judge(trained, task),
-            judge(untrained, task),
+            judge(initial, task),
             chance_level(labels[task.train], labels[task.test], classes=len(data.classes)),
         )
         for task in tasks
@@ -197,85 +206,19 @@ def _features(run: Run, branches: Sequence[str], samples: Sequence[Sample], *, u
     return found
 
 
-def _tasks(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[list[Sample], list[Task]]:
-    """Every sample needed, and which of them each probe is trained and tested on."""
-    if in_folds(data):
-        return _fold_tasks(run, data, fold=fold)
-    if fold is not None:
-        raise UserError(
-            f"--fold {fold}: {data.name} at {data.root} is not in folds (it has {', '.join(data.splits())})"
-        )
-    settings = run.recipe.dataset
-    train = data.samples(settings.train_split if own else "train")
-    split = evaluation_split(data, settings.eval_split if own else None)
-    test = data.samples(split)
-    both = {sample.id for sample in train} & {sample.id for sample in test}
-    if both:
-        raise UserError(
-            f"{len(both)} samples of {data.name} at {data.root} are both in the training split and in "
-            f"'{split}' ('{min(both)}'); a probe must be tested on others than it was trained on"
-        )
-    n = len(train)
-    return [*train, *test], [Task(split, np.arange(n), np.arange(n, n + len(test)), False)]
-
-
-def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Sample], list[Task]]:
-    numbers = [int(split.removeprefix("fold")) for split in data.splits()]
-    related = _related(data.name, run.recipe.dataset.name)
-    held_out = run.recipe.dataset.fold
-    if fold is not None and fold not in numbers:
-        raise UserError(
-            f"no fold {fold} in {data.name} at {data.root}; it has {', '.join(map(str, numbers))}"
-        )
-    if fold is not None:
-        tested = [fold]
-    else:
-        tested = [held_out] if related and isinstance(held_out, int) and held_out in numbers else numbers
-    parts = {number: data.samples(f"fold{number}") for number in numbers}
-    samples = [sample for part in parts.values() for sample in part]
-    place = np.repeat(numbers, [len(part) for part in parts.values()])
-    return samples, [
-        Task(
-            str(number),
-            np.flatnonzero(place != number),
-            np.flatnonzero(place == number),
-            related and held_out != number,
-        )
-        for number in tested
-    ]
-
-
-def _related(name: str, other: str) -> bool:
-    """Whether two data sets share samples, fold for fold: the same one, or one a part of the other."""
-    return name == other or any(
-        b in getattr(DATASETS.load(a), "alternatives", ()) for a, b in ((name, other), (other, name))
-    )
-
-
-def _labels(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]:
-    missing = [sample.id for sample in samples if sample.label is None]
-    if not data.classes or len(missing) == len(samples):
-        raise UserError(
-            f"{data.name} at {data.root} has no labels, so there is nothing for a linear probe to predict; "
-            "judge a run on captions with mmvicreg eval retrieval"
-        )
-    if missing:
-        raise UserError(
-            f"{len(missing)} samples of {data.name} at {data.root} have no label, first '{missing[0]}'"
-        )
-    return np.array([sample.label for sample in samples], dtype=np.int64)
-
-
-def _group(sample: Sample) -> str:
-    """What must stay on one side of the inner split: the fold, else the source, else the sample alone."""
-    if sample.fold is not None:
-        return f"fold {sample.fold}"
-    return f"group {sample.group}" if sample.group is not None else f"sample {sample.id}"
-
-
 def _file(data: DataSet, *, own: bool) -> str:
     return "linear.json" if own else f"linear-{data.name}.json"
 
 
-def _command(path: Path, *, data_root: Path | None, dataset: str | None, fold: int | None) -> str:
-    return command_line("linear", path, {"fold": fold, "data-root": data_root, "dataset": dataset})
+def _command(
+    path: Path,
+    *,
+    data_root: Path | None,
+    dataset: str | None,
+    fold: int | None,
+    compare: Sequence[Path] = (),
+    supervised: bool = False,
+) -> str:
+    command = command_line("linear", path, {"fold": fold, "data-root": data_root, "dataset": dataset})
+    others = [word for other in compare for word in ("--compare", str(other))]
+    return shlex.join([*shlex.split(command), *others, *(["--supervised"] if supervised else [])])

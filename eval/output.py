@@ -7,10 +7,11 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 import mmvicreg
@@ -30,6 +31,22 @@ def console() -> Console:
 def number(value: float | None) -> str:
     """A percentage or rank with one decimal, ``-`` when there is none."""
     return "-" if value is None else f"{value:.1f}"
+
+
+def spread(mean: float, deviation: float | None) -> str:
+    """``72.5 ± 3.1``, or the mean alone."""
+    return number(mean) if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+def mean_and_spread(results: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Mean of ``top1``, its standard deviation ``std`` (n - 1; None of one), mean of ``top5`` where it is there."""
+    top1 = [result["top1"] for result in results if result["top1"] is not None]
+    top5 = [result["top5"] for result in results if result["top5"] is not None]
+    return {
+        "top1": float(np.mean(top1)),
+        "std": float(np.std(top1, ddof=1)) if len(top1) > 1 else None,
+        "top5": float(np.mean(top5)) if top5 else None,
+    }
 
 
 def command_line(protocol: str, path: Path, options: Mapping[str, object]) -> str:

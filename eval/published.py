@@ -22,6 +22,22 @@ class Row(Strict):
     values: list[float | str | None]
 
 
+class Elsewhere(Strict):
+    """A figure that others published on the same data.
+
+    Attributes:
+        method: whose network.
+        reads: its input.
+        top1: percent.
+        source: where it was published, and how it was measured.
+    """
+
+    method: str
+    reads: str
+    top1: float
+    source: str
+
+
 class Table(Strict):
     """A published table.
 
@@ -34,6 +50,7 @@ class Table(Strict):
         notes: what a reader must know to compare with it.
         columns: names of the columns.
         rows: one method a row.
+        elsewhere: figures of others that are not in the paper.
     """
 
     table: int
@@ -44,6 +61,7 @@ class Table(Strict):
     notes: tuple[str, ...] = ()
     columns: Annotated[list[str], Field(min_length=1)]
     rows: Annotated[list[Row], Field(min_length=1)]
+    elsewhere: tuple[Elsewhere, ...] = ()
 
     @model_validator(mode="after")
     def _rectangular(self) -> Table:

@@ -31,6 +31,7 @@ from mmvicreg.eval.ranking import (
     count_ranks,
 )
 from mmvicreg.eval.retrieval_report import RECALLS, published_rows, show
+from mmvicreg.eval.tasks import related
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
@@ -225,7 +226,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
         "pretrained_on": _pretrained_on(run, data if own_data else None),
-        "seen_in_pretraining": own_data and _seen(run, split),
+        "seen_in_pretraining": related(data.name, run.recipe.dataset.name) and _seen(run, split),
         "space": judged.space,
         "similarity": judged.similarity,
         "published": rows,

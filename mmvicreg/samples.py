@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol, TypeAlias
@@ -94,8 +95,8 @@ class DataSet(Protocol):
         """Names of the splits present, e.g. ``("train", "val", "test")`` or ``("fold1", ...)``."""
         ...
 
-    def samples(self, split: str) -> list[Sample]:
-        """The samples of one split, in a fixed order. ``"a+b"`` is the union, ``"all"`` everything.
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The samples of one split, in a fixed order, not to be changed. ``"a+b"`` is the union, ``"all"`` everything.
 
         Raises:
             UserError: no such split (the nearest and the known ones are named).

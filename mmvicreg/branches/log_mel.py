@@ -10,6 +10,7 @@ import torch
 import torchaudio
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional
 
 from mmvicreg.branches.frontends import Frontend
 from mmvicreg.config import Strict
@@ -106,14 +107,12 @@ class LogMelFrontend(Frontend):
 
     def decibels(self, waveform: Tensor) -> Tensor:
         """Mel power of float ``(n, samples)`` in dB, ``(n, mels, frames)``, without any range limit."""
-        # clip by clip on a CPU: a large batched STFT falls out of its caches and is slower there
-        chunks = torch.split(waveform, 1) if waveform.device.type == "cpu" else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):
-            power = torch.cat([self._mel_power(chunk) for chunk in chunks])
-        decibels: Tensor = (20 / self.config.power) * torch.log10(power.clamp_min(1e-10))
-        return decibels
+            on_cpu = waveform.device.type == "cpu"
+            mel = self._mel_clip_by_clip(waveform) if on_cpu else self._mel_batched(waveform)
+        return mel.clamp_min_(1e-10).log10_().mul_(20 / self.config.power)
 
-    def _mel_power(self, waveform: Tensor) -> Tensor:
+    def _mel_batched(self, waveform: Tensor) -> Tensor:
         """Mel power (amplitude with ``power: 1``) of float ``(n, samples)``: ``(n, mels, frames)``."""
         bins = self.spectrogram(waveform)
         power = bins.real.square().addcmul_(
@@ -122,6 +121,29 @@ class LogMelFrontend(Frontend):
         if self.config.power != 2:
             power = power ** (self.config.power / 2)
         mel: Tensor = self.filters @ power
+        return mel
+
+    def _mel_clip_by_clip(self, waveform: Tensor) -> Tensor:
+        """The same on a CPU, where what one clip needs stays in the caches and is used again for the next."""
+        config, window = self.config, self.spectrogram.window
+        before = (config.n_fft - len(window)) // 2
+        window = functional.pad(window, (before, config.n_fft - len(window) - before))
+        waveform = waveform.to(window.dtype)
+        half, samples = config.n_fft // 2, waveform.shape[1]
+        padded = waveform.new_zeros(samples + 2 * half)
+        windows = padded.unfold(0, config.n_fft, config.hop_length)
+        framed = torch.empty_like(windows, memory_format=torch.contiguous_format)
+        bins = framed.new_empty(len(windows), half + 1, dtype=framed.dtype.to_complex())
+        power = framed.new_empty(len(windows), half + 1)
+        mel = framed.new_empty(len(waveform), config.n_mels, len(windows))
+        for clip, out in zip(waveform, mel, strict=True):
+            padded[half : half + samples] = clip
+            torch.mul(windows, window, out=framed)
+            torch.fft.rfft(framed, out=bins)
+            torch.mul(bins.real, bins.real, out=power).addcmul_(bins.imag, bins.imag)
+            if config.power != 2:
+                power.pow_(config.power / 2)
+            torch.mm(self.filters, power.T, out=out)
         return mel
 
     @torch.no_grad()

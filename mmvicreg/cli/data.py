@@ -42,6 +42,7 @@ def list_datasets(
 
     from mmvicreg import registry
     from mmvicreg.data.card import card_of
+    from mmvicreg.datasets import OWN_DATA
     from mmvicreg.errors import UserError
 
     table = Table("name", "pairs", "licence", "looked for in", "there")
@@ -52,8 +53,8 @@ def list_datasets(
         except UserError:
             table.add_row(name, "", "", str(place), _presence(place))
             continue
-        if name in ("manifest", "audio-folder"):
-            where = "--data-root FILE" if name == "manifest" else "--data-root DIR"
+        if name in OWN_DATA:
+            where = "--data-root " + ("FILE" if "FILE" in OWN_DATA[name] else "DIR")
             table.add_row(name, ", ".join(card.pairs), card.licence, where, "")
             continue
         there = _presence(place)
@@ -81,6 +82,7 @@ def info(name: Name, root: Root = None) -> None:
         "source": "\n".join(card.source),
         "licence": card.licence,
         "splits": ", ".join(card.splits),
+        "classes": "" if card.classes is None else f"{card.classes:,}",
         "citation": card.citation,
         "by hand": card.manual,
         "looked for in": f"{place} ({'there' if _presence(place) == 'yes' else 'not there'})",

@@ -65,6 +65,13 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, dotted.")
     ] = None,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BRANCH=RUN",
+            help="Start a branch's encoder from a run's branch of that name, or from a file or URL of weights.",
+        ),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")
     ] = False,
@@ -80,6 +87,7 @@ def train(
         "training.micro_batch": micro_batch,
         "training.precision": precision,
         "seed": seed,
+        **dict(_init(text) for text in init or ()),
     }
     asked = {key: value for key, value in overrides.items() if value is not None}
     if (
@@ -183,6 +191,14 @@ def _check_fold(recipe: Recipe) -> None:
         raise UserError(
             f"--fold: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})"
         )
+
+
+def _init(text: str) -> tuple[str, dict[str, str]]:
+    """``image=RUN`` as the key of the recipe and its value."""
+    branch, equals, source = text.partition("=")
+    if not (branch and equals and source):
+        raise UserError(f"--init expects BRANCH=RUN, or BRANCH=FILE of weights; got '{text}'")
+    return f"branches.{branch}.init", {"source": source}
 
 
 def _fold(fold: str) -> int | str:

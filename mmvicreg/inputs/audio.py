@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from mmvicreg.config import Strict
@@ -18,12 +18,26 @@ from mmvicreg.inputs.base import Input, InputSpec, Item, draws
 from mmvicreg.inputs.decode import Waveform, read_header, read_recording
 from mmvicreg.samples import Sample
 
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+class Mix(Strict):
+    """Another training recording under the clip, brought to the same loudness (RMS)."""
+
+    amplitude: tuple[Unit, Unit] = (0.05, 1.0)
+    """Least and largest amplitude of the other, drawn between them, in units of the clip's own."""
+    probability: Unit = 0.5
+    share: bool = False
+    """Draw once for all views of a sample whether to mix, with which recording and how loud, so that each view is
+    of one and the same mixture; every view still has its own crop, speed and shift, of both recordings."""
+
 
 class AudioInput(Input):
     """A stretch of the recording: at a random place in training, the middle in evaluation.
 
     Branches that name the same ``view`` of it are given one and the same clip: one crop, shift, speed, mix and
-    noise for both, and the same draws for their frontends (gain). With another ``view`` each draws its own.
+    noise for both, and the same draws for their frontends (gain). With another ``view`` each draws its own, but for
+    the recording mixed in where ``mix.share`` says so.
     """
 
     class Config(Strict):
@@ -36,13 +50,20 @@ class AudioInput(Input):
         """Training: playback faster or slower by up to this many octaves; pitch and tempo change together."""
         shift: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: largest circular shift, as a part of the length."""
-        mix: Annotated[float, Field(ge=0, lt=1)] = 0.0
-        """Training: largest part, of the amplitude, of another training recording mixed in at equal loudness."""
+        mix: Mix | None = None
+        """Training: another recording mixed in; a number is the largest amplitude, and mixes always."""
         noise_db: Annotated[float, Field(ge=0)] | None = None
         """Training: white noise is added at least this far below the recording, up to 40 dB further, dB; null:
         none."""
         cache: bool = True
         """Decode recordings once, into the cache folder, instead of at every reading; the numbers are the same."""
+
+        @field_validator("mix", mode="before")
+        @classmethod
+        def _largest(cls, value: Any) -> Any:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return value
+            return {"amplitude": (0, value), "probability": 1} if value else None
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -51,27 +72,46 @@ class AudioInput(Input):
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``waveform``: int16 ``(length,)``; ``draws``: float32 for the device."""
+        return self._view(sample, rng, self._draw_other(rng))
+
+    def load_views(
+        self, sample: Sample, rngs: Mapping[int, np.random.Generator], *, caption: int | None = None
+    ) -> dict[int, Item]:
+        """Training views of one recording; with ``mix.share`` the first one's generator draws what all mix in."""
+        if self.config.mix is None or not self.config.mix.share:
+            return super().load_views(sample, rngs, caption=caption)
+        other = self._draw_other(rngs[min(rngs)])
+        return {view: self._view(sample, rng, other) for view, rng in rngs.items()}
+
+    def _draw_other(self, rng: np.random.Generator | None) -> tuple[Sample, float] | None:
+        """The recording to be mixed in, and its amplitude."""
+        config = self.config.mix
+        if rng is None or config is None or rng.random() >= config.probability:
+            return None
+        return self._others[int(rng.integers(len(self._others)))], rng.uniform(*config.amplitude)
+
+    def _view(
+        self, sample: Sample, rng: np.random.Generator | None, other: tuple[Sample, float] | None
+    ) -> Item:
         wave = self._clip(sample, rng)
-        if rng is not None and self.config.shift > 0:
-            reach = int(self.config.shift * self.length)
-            wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
-        if rng is not None and self.config.mix > 0:
-            part, other = rng.uniform(0, self.config.mix), self._others[int(rng.integers(len(self._others)))]
-            wave = mix(wave, self._clip(other, rng), part)
+        if rng is not None and other is not None:
+            wave = mix(wave, self._clip(other[0], rng), other[1])
         if rng is not None and self.config.noise_db is not None:
             wave = add_noise(wave, self.config.noise_db + rng.uniform(0, 40), rng)
         return {"waveform": torch.from_numpy(wave), "draws": draws(rng)}
 
     def _clip(self, sample: Sample, rng: np.random.Generator | None) -> Waveform:
-        """The recording at some speed, cropped or padded at its end to the length: int16 ``(length,)``, a copy."""
+        """The recording at some speed, cropped or padded at its end to the length, shifted: int16 ``(length,)``."""
         wave = self._read(sample)
         if rng is not None and self.config.speed > 0:
             wave = play(wave, 2 ** rng.uniform(-self.config.speed, self.config.speed))
         surplus = len(wave) - self.length
-        if surplus <= 0:
-            return np.pad(wave, (0, -surplus))
-        start = surplus // 2 if rng is None else int(rng.integers(surplus + 1))
-        return np.array(wave[start : start + self.length])
+        start = surplus // 2 if rng is None else int(rng.integers(max(surplus, 0) + 1))
+        wave = np.pad(wave, (0, -surplus)) if surplus <= 0 else np.array(wave[start : start + self.length])
+        if rng is not None and self.config.shift > 0:
+            reach = int(self.config.shift * self.length)
+            wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
+        return wave
 
     def _read(self, sample: Sample) -> Waveform:
         """The whole recording, int16 ``(samples,)``, perhaps read-only."""
@@ -134,8 +174,8 @@ def play(wave: Waveform, speed: float) -> Waveform:
     return played
 
 
-def mix(wave: Waveform, other: Waveform, part: float) -> Waveform:
-    """int16 ``(samples,)``: ``1 - part`` of a clip, and ``part`` of another brought to the same RMS.
+def mix(wave: Waveform, other: Waveform, amplitude: float) -> Waveform:
+    """int16 ``(samples,)``: a clip and another, brought to the same RMS times ``amplitude``, over ``1 + amplitude``.
 
     Silence stays silent, and what would leave full scale is clipped.
     """
@@ -143,7 +183,7 @@ def mix(wave: Waveform, other: Waveform, part: float) -> Waveform:
     level, theirs = np.sqrt(np.mean(a**2)), np.sqrt(np.mean(b**2))
     if theirs == 0:
         return wave
-    return _whole((1 - part) * a + np.float32(part * level / theirs) * b)
+    return _whole((a + np.float32(amplitude * level / theirs) * b) / np.float32(1 + amplitude))
 
 
 def add_noise(wave: Waveform, below_db: float, rng: np.random.Generator) -> Waveform:

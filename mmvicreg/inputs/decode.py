@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,7 @@ def read_recording(path: Path, *, sample_rate: int) -> Waveform:
     return whole
 
 
-def _read(path: Path) -> tuple[npt.NDArray[np.generic], int]:
+def _read(path: Path) -> tuple[npt.NDArray[Any], int]:
     """``(samples, channels)`` as int16, or float32 of full scale, and the rate, Hz."""
     if path.suffix.lower() not in SOUNDFILE_SUFFIXES:
         import librosa
@@ -121,7 +122,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.generic], int]:
         return raw, file.samplerate
 
 
-def _check_numbers(path: Path, raw: npt.NDArray[np.generic]) -> None:
+def _check_numbers(path: Path, raw: npt.NDArray[Any]) -> None:
     """Refuse what is not a sound, or not in units of full scale."""
     peak = float(np.abs(raw).max())
     if not np.isfinite(peak):

@@ -86,8 +86,10 @@ class ImageInput(Input):
         return {"pixels": pixels, "draws": drawn}
 
     def spec(self) -> InputSpec:
-        """Three channels."""
-        return InputSpec("image", channels=3, augmented=self.config.worker_augmentation.active)
+        """Three channels of a square."""
+        return InputSpec(
+            "image", channels=3, size=self.config.size, augmented=self.config.worker_augmentation.active
+        )
 
     def _eval_fraction(self) -> float:
         resize = self.config.eval_resize or round(self.config.size * 256 / 224)

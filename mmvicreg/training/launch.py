@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from mmvicreg.branches.init import pin, pin_as, settle
 from mmvicreg.config import Recipe, differences, dump_recipe
 from mmvicreg.errors import UserError
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
@@ -26,6 +28,9 @@ from mmvicreg.training.distributed import (
 from mmvicreg.training.log import say
 from mmvicreg.training.processes import Stopped, start_processes
 from mmvicreg.training.setup import resolve_precision
+
+if TYPE_CHECKING:
+    from mmvicreg.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,19 @@ def _worker(launch: Launch) -> None:
             _together(world, lambda: _keep_recipe(run))
         else:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
-            _together(world, lambda: create_run(run.path, run.recipe))
+            _together(world, lambda: _create(run, trainer))
         stopped_by = trainer.train().stopped_by
     finally:
         leave_world()
     if stopped_by is not None:
         raise Stopped(stopped_by)
+
+
+def _create(run: Run, trainer: Trainer) -> Run:
+    """Make the run's folder, with what its encoders start from."""
+    made = create_run(run.path, run.recipe)
+    made.save_initial(trainer.model)
+    return made
 
 
 def _together(world: World, action: Callable[[], Run]) -> Run:
@@ -114,10 +126,10 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         if launch.recipe is None:
             raise UserError("a new run needs a pair: mmvicreg train --pair image-text --dataset shapes")
         check_free(launch.out)
-        return Run(launch.out, _resolve(launch.recipe, device))
+        return Run(launch.out, pin(_resolve(launch.recipe, device)))
     run = open_run(launch.out)
     if launch.recipe is not None:
-        asked = _resolve(launch.recipe, device)
+        asked = pin_as(_resolve(launch.recipe, device), run.recipe)
         # data may have been moved, and "auto" was resolved where the run began
         if launch.recipe.training.precision == "auto":
             asked = _with_precision(asked, run.recipe.training.precision)
@@ -147,7 +159,7 @@ def _keep_recipe(run: Run) -> Run:
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:
-    return _with_precision(recipe, resolve_precision(recipe.training.precision, device))
+    return settle(_with_precision(recipe, resolve_precision(recipe.training.precision, device)))
 
 
 def _with_precision(recipe: Recipe, precision: str) -> Recipe:

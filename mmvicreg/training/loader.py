@@ -60,7 +60,7 @@ class ViewDataset(Dataset["Row | Failure"]):
     """
 
     def __init__(self, recipe: Recipe, inputs: Mapping[str, Input], samples: Sequence[Sample]) -> None:
-        self.samples = list(samples)
+        self.samples = samples  # as it is: a million of them may be listed in less than a list takes
         self.inputs = dict(inputs)
         self.seed = recipe.seed
         self.attempts = ATTEMPTS if recipe.dataset.on_bad_sample == "skip" else 0
@@ -69,12 +69,13 @@ class ViewDataset(Dataset["Row | Failure"]):
         for key in self.keys:
             name, _, view = key.partition("/")
             self.views.setdefault(name, []).append(int(view))
-        self.rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(self.samples))]
+        self.rows: list[tuple[int, int]] | None = None
+        """Sample and caption; None: a row is a sample."""
         if recipe.dataset.captions == "all" and "text" in self.inputs:
             self.rows = [(i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions))]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples) if self.rows is None else len(self.rows)
 
     def __getitem__(self, address: tuple[int, int]) -> Row | Failure:
         """The views of one row in one epoch, or of the row that takes its place."""
@@ -82,22 +83,26 @@ class ViewDataset(Dataset["Row | Failure"]):
         skipped: list[Skipped] = []
         chosen = row
         for attempt in range(self.attempts + 1):
-            index = self.rows[chosen][0]
+            index, _ = self._row(chosen)
             try:
                 return Row(index, self._read(epoch, row, chosen), tuple(skipped))
             except UserError as error:
                 if not self.attempts:
                     return Failure(str(error))
                 skipped.append(Skipped.of(self.samples[index], str(error)))
-            chosen = substitute(self.seed, epoch, row, attempt, len(self.rows))
+            chosen = substitute(self.seed, epoch, row, attempt, len(self))
         return Failure(
             f"{len(skipped)} samples in a row cannot be read, which is no longer a matter of skipping some; the "
             f"first: {skipped[0].reason}"
         )
 
+    def _row(self, row: int) -> tuple[int, int | None]:
+        """Position in ``samples``, and which caption: None where the address draws it."""
+        return (row, None) if self.rows is None else self.rows[row]
+
     def _read(self, epoch: int, row: int, chosen: int) -> dict[str, Item]:
         """Views of the row ``chosen`` as ``row``'s address draws them: no copy of its own in the same epoch."""
-        index, caption = self.rows[chosen]
+        index, caption = self._row(chosen)
         views: dict[str, Item] = {}
         for name, numbers in self.views.items():
             rngs = {view: view_rng(self.seed, epoch, row, view) for view in numbers}

@@ -147,7 +147,11 @@ class Trainer:
         recipe = self.recipe
         seed_step(recipe.seed, self.step, self.world.rank)
         factor = rate_factor(
-            self.step, steps_per_epoch=steps, epochs=recipe.training.epochs, schedule=recipe.schedule
+            self.step,
+            steps_per_epoch=steps,
+            epochs=recipe.training.epochs,
+            schedule=recipe.schedule,
+            rate=recipe.rate,
         )
         set_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -280,7 +284,8 @@ class Trainer:
 
     def _build(self, inputs: dict[str, Input], content: dict[str, Any] | None) -> JointModel:
         training, device = self.recipe.training, self.world.device
-        model = build_model(self.recipe, inputs, pretrained=content is None)
+        initial = self.run.initial if content is None else None
+        model = build_model(self.recipe, inputs, pretrained=content is None, initial=initial)
         if content is not None:
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
@@ -304,7 +309,7 @@ class Trainer:
                 say(f"warning: {note}")
         return model
 
-    def _read_samples(self) -> list[Sample]:
+    def _read_samples(self) -> Sequence[Sample]:
         config = self.recipe.dataset
         dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
         if self.recipe.pair not in dataset.pairs:

@@ -96,6 +96,17 @@ def test_filters_are_torchaudios_too(rate: int, scale: str, norm: str | None) ->
     torch.testing.assert_close(mel_filters(config), theirs, rtol=0, atol=2e-4 * float(theirs.max()))
 
 
+@pytest.mark.parametrize(("n_fft", "win", "power"), [(1024, 1024, 2.0), (512, 301, 2.0), (255, 200, 1.0)])
+def test_the_two_ways_to_compute_it_agree(n_fft: int, win: int, power: float) -> None:
+    """One of them, torchaudio's transform over the whole batch, runs on other devices than a CPU."""
+    config = LogMelFrontend.Config(
+        sample_rate=RATE, n_fft=n_fft, win_length=win, hop_length=100, n_mels=20, power=power
+    )
+    f = LogMelFrontend(config, InputSpec()).double()
+    waves = torch.stack([clip(), clip().flip(0)])[:, :7777].double() / 32768
+    torch.testing.assert_close(f._mel_clip_by_clip(waves), f._mel_batched(waves), atol=1e-12, rtol=1e-9)
+
+
 def test_batch_and_clip_by_clip_are_the_same() -> None:
     waves = torch.stack([clip(), clip().flip(0), torch.zeros(RATE, dtype=torch.int16)])
     together = frontend()({"waveform": waves})

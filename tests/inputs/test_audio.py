@@ -192,22 +192,73 @@ def test_silence_passes(tmp_path: Path) -> None:
     assert (load(write(tmp_path / "silent2.wav", np.zeros((9000, 2)), 16000, "FLOAT")) == 0).all()
 
 
-def test_a_mix_holds_at_most_the_part_asked_for_of_another_at_equal_loudness(tmp_path: Path) -> None:
-    quiet = write(tmp_path / "quiet.wav", tone(8000, hertz=500, amplitude=0.4), 8000)
-    loud = write(tmp_path / "loud.wav", tone(8000, hertz=1500, amplitude=0.04), 8000)
-    source = AudioInput(AudioInput.Config(sample_rate=8000, seconds=1, mix=0.3))
-    source.train_on([Sample("loud", audio=loud)])
-    assert (source.load(Sample("s", audio=quiet), None)["waveform"].numpy() == load(quiet)).all()
-    parts = []
-    for seed in range(60):
-        wave = source.load(Sample("s", audio=quiet), np.random.default_rng(seed))["waveform"].numpy()
-        own, other = (np.abs(np.fft.rfft(wave))[hertz] / (8000 / 2 * 32767 * 0.4) for hertz in (500, 1500))
-        assert own + other == pytest.approx(
-            1, abs=2e-3
-        )  # 1 - part and part, in units of the first's amplitude
-        parts.append(other)
-    assert min(parts) < 0.03
-    assert 0.27 < max(parts) <= 0.301
+@pytest.fixture
+def two_tones(tmp_path: Path) -> tuple[Path, Path]:
+    """500 Hz, and a tenth as loud 1500 Hz, 8 kHz, 1 s."""
+    return (
+        write(tmp_path / "own.wav", tone(8000, hertz=500, amplitude=0.4), 8000),
+        write(tmp_path / "other.wav", tone(8000, hertz=1500, amplitude=0.04), 8000),
+    )
+
+
+def amplitude_mixed_in(item: dict[str, torch.Tensor]) -> float:
+    """Of the 1500 Hz, in units of the 500 Hz's; together they have the amplitude that 500 Hz alone had."""
+    spectrum = np.abs(np.fft.rfft(item["waveform"].numpy())) / (8000 / 2 * 32767 * 0.4)
+    assert spectrum[500] + spectrum[1500] == pytest.approx(1, abs=2e-3)
+    return float(spectrum[1500] / spectrum[500])
+
+
+def test_a_mix_holds_another_recording_at_an_amplitude_in_the_range(two_tones: tuple[Path, Path]) -> None:
+    own, other = two_tones
+    mixing = {"amplitude": (0.2, 0.5), "probability": 0.7}
+    source = AudioInput(AudioInput.Config.model_validate({"sample_rate": 8000, "seconds": 1, "mix": mixing}))
+    source.train_on([Sample("other", audio=other)])
+    assert (source.load(Sample("s", audio=own), None)["waveform"].numpy() == load(own)).all()
+    drawn = [source.load(Sample("s", audio=own), np.random.default_rng(seed)) for seed in range(200)]
+    amplitudes = np.array([amplitude_mixed_in(item) for item in drawn])
+    mixed = amplitudes > 0.01
+    assert mixed.mean() == pytest.approx(0.7, abs=3 * np.sqrt(0.7 * 0.3 / 200))
+    assert 0.198 < amplitudes[mixed].min() < 0.21
+    assert 0.49 < amplitudes[mixed].max() < 0.502
+
+
+def test_a_number_is_the_largest_amplitude_and_none_mixes_nothing() -> None:
+    mixing = AudioInput.Config.model_validate({"mix": 0.3}).mix
+    assert mixing is not None
+    assert (mixing.amplitude, mixing.probability, mixing.share) == ((0, 0.3), 1, False)
+    assert AudioInput.Config.model_validate({"mix": 0}).mix is None
+    for wrong in (1.5, True, {"share": "perhaps"}, {"amplitude": [0.5]}):
+        with pytest.raises(ValueError, match="mix"):
+            AudioInput.Config.model_validate({"mix": wrong})
+
+
+def test_views_share_what_is_mixed_in_or_draw_their_own(tmp_path: Path) -> None:
+    """Recording i is 500 + 100 i Hz; each view's strongest frequency beside its own names its partner."""
+    waves = {i: tone(8000, hertz=500 + 100 * i, amplitude=0.1) for i in range(20)}
+    others = [Sample(str(i), audio=write(tmp_path / f"{i}.wav", wave, 8000)) for i, wave in waves.items()]
+    own = Sample("own", audio=write(tmp_path / "own.wav", tone(8000, hertz=3001), 8000))
+
+    def partners(share: bool, seed: int) -> list[tuple[float, float]]:
+        """(frequency mixed in, its amplitude) of three views."""
+        mixing = {"amplitude": (0.1, 0.9), "probability": 0.5, "share": share}
+        options = {"sample_rate": 8000, "seconds": 1, "shift": 0.5, "mix": mixing}
+        source = AudioInput(AudioInput.Config.model_validate(options))
+        source.train_on(others)
+        views = source.load_views(own, {v: np.random.default_rng([seed, v]) for v in (0, 1, 2)})
+        found = []
+        for item in views.values():
+            spectrum = np.abs(np.fft.rfft(item["waveform"].numpy()))
+            kept, spectrum[3001] = spectrum[3001], 0
+            found.append((float(spectrum.argmax()), round(float(spectrum.max() / kept), 2)))
+        starts = {tuple(item["waveform"][:5].tolist()) for item in views.values()}
+        assert len(starts) == 3  # each its own shift, whatever is mixed in
+        return [(hertz if loud > 0.05 else 0, loud if loud > 0.05 else 0) for hertz, loud in found]
+
+    shared = [partners(True, seed) for seed in range(30)]
+    assert all(len(set(views)) == 1 for views in shared)
+    assert len({views[0][0] for views in shared}) > 6
+    assert 5 < sum(views[0] == (0, 0) for views in shared) < 25
+    assert sum(len(set(partners(False, seed))) > 1 for seed in range(30)) > 20
 
 
 def test_mixing_keeps_silence_and_stays_in_range() -> None:

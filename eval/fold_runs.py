@@ -1,0 +1,60 @@
+"""A folder of runs ``fold1``, ``fold2``, ..., each of which held out its own fold: the published protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmvicreg.datasets import in_folds
+from mmvicreg.errors import UserError
+from mmvicreg.runs import RECIPE, Run
+from mmvicreg.samples import DataSet
+
+
+def fold_runs(folder: Path) -> dict[int, Path]:
+    """The runs ``fold1``, ``fold2``, ... in a folder that is not itself a run; empty when it has none."""
+    if not folder.is_dir() or (folder / RECIPE).is_file():
+        return {}
+    found = {
+        int(match[1]): entry
+        for entry in folder.iterdir()
+        if (match := re.fullmatch(r"fold(\d+)", entry.name)) and (entry / RECIPE).is_file()
+    }
+    return dict(sorted(found.items()))
+
+
+def one_of(folder: Path, members: Mapping[int, Path], fold: int) -> Path:
+    """The run that held out ``fold``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if fold not in members:
+        raise UserError(
+            f"{folder} has no run fold{fold}; it has {', '.join(path.name for path in members.values())}"
+        )
+    return members[fold]
+
+
+def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> None:
+    """Runs by fold count as one result only when they are one recipe, a fold each, and complete.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not in_folds(data):
+        raise UserError(f"{folder} holds runs by fold, but {data.name} at {data.root} is not in folds")
+    wanted = sorted(int(split.removeprefix("fold")) for split in data.splits())
+    if missing := [number for number in wanted if number not in runs]:
+        raise UserError(
+            f"{folder} has no run of {', '.join(f'fold{number}' for number in missing)} of {data.name}'s "
+            f"{len(wanted)} folds; train the rest (--fold all --resume), or judge one with --fold"
+        )
+    first = next(iter(runs.values())).recipe
+    for number, member in runs.items():
+        if member.recipe.dataset.fold != number:
+            raise UserError(f"{member.path} held out fold {member.recipe.dataset.fold}, not fold {number}")
+        alike = member.recipe.model_copy(update={"dataset": first.dataset})
+        if alike != first or member.recipe.dataset.name != first.dataset.name:
+            raise UserError(f"{member.path} was trained by another recipe than the other folds of {folder}")

@@ -1,0 +1,91 @@
+"""The linear protocol's report as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from mmvicreg.eval.output import Report, console, number, spread
+
+
+def show(report: Report, file: Path) -> None:
+    """Print every method with its folds, chance, and, where there are any, published rows."""
+    out = console()
+    folds = list(report["folds"])
+    several = len(folds) > 1
+    where = f"{len(folds)} folds" if several else ("fold " if folds[0].isdigit() else "") + folds[0]
+    out.print(
+        f"Linear probe, {report['dataset']}, {where}, {report['setting']}: {report['classes']} "
+        f"classes, {report['train']:,} training and {report['test']:,} test samples",
+        style="bold",
+        soft_wrap=True,
+    )
+    table, has_top5 = RichTable(), report["top5"] is not None
+    for column in ("method", "frozen representation"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "top-1",
+        *(["top-5"] if has_top5 else []),
+        *(f"fold {f}" for f in folds if several),
+        "width",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for place, method in enumerate(report["methods"]):
+        _add(table, _label(method, own=place == 0), method, folds=folds if several else [], has_top5=has_top5)
+    table.add_row("chance", "", number(report["chance"]), style="dim", end_section=True)
+    for row in report["published"]:
+        table.add_row(f"{row['method']}, paper", "one split", number(row["top1"]))
+    for row in report["published_elsewhere"]:
+        table.add_row(row["method"], row["reads"], number(row["top1"]))
+    out.print(table)
+    for line in _remarks(report, several=several):
+        out.print(line, soft_wrap=True)
+    out.print(f"Written: {file}", soft_wrap=True)
+
+
+def _label(method: Report, *, own: bool) -> str:
+    name = f"{method['method']}, this run" if own else str(method["method"])
+    return f"{name} (transductive)" if method["transductive"] else name
+
+
+def _add(table: RichTable, label: str, method: Report, *, folds: Sequence[str], has_top5: bool) -> None:
+    names = list(method["branches"])
+    for name, found in method["branches"].items():
+        table.add_row(
+            label if name == names[0] else "",
+            name,
+            spread(found["top1"], found["std"]),
+            *([number(found["top5"])] if has_top5 else []),
+            *(number(found["folds"][fold]["top1"]) for fold in folds),
+            str(found["width"]) if "width" in found else "",
+            end_section=name == names[-1],
+        )
+
+
+def _remarks(report: Report, *, several: bool) -> list[str]:
+    over = " ± standard deviation over folds" if several else ""
+    lines = [f"Accuracy in percent{over}; run {report['run']} after epoch {report['epoch']}."]
+    for method in report["methods"]:
+        if method["method"] == "supervised":
+            lines.append(
+                f"supervised: encoder and linear layer trained on the labels, {method['epochs']} epochs; both: "
+                f"{method['both']}."
+            )
+        elif "differs" in method:
+            told = "; ".join(method["differs"]) or "nothing"
+            lines.append(
+                f"{method['method']}: run {method['run']} after epoch {method['epoch']}; differs in {told}."
+            )
+    if any(method["transductive"] for method in report["methods"]):
+        lines.append(
+            "Transductive: pretraining saw the test samples (without their labels); not comparable with a "
+            "run that held them out."
+        )
+    if report["published"]:
+        lines.append("Paper (Table 6): one split of 1 600 / 400 clips; which fold is not published.")
+        lines += [f"{row['method']}: {row['source']}." for row in report["published_elsewhere"]]
+    else:
+        lines.append(f"No published row for {report['dataset']}.")
+    return lines

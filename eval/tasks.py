@@ -1,0 +1,115 @@
+"""Which samples a classifier is trained on and which it is tested on, so that none is on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mmvicreg.datasets import evaluation_split, in_folds
+from mmvicreg.errors import UserError
+from mmvicreg.eval.probe import Task
+from mmvicreg.registry import DATASETS
+from mmvicreg.runs import Run
+from mmvicreg.samples import DataSet, Sample
+
+
+def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[list[Sample], list[Task]]:
+    """Every sample needed, and which of them each classifier is trained and tested on.
+
+    Args:
+        run: the run whose representations or recipe are judged.
+        data: an opened data set.
+        own: it is the one the run was trained on.
+        fold: for data in folds, the fold to test on; None: the one the run held out, else every fold in turn.
+
+    Raises:
+        UserError: no such fold, or samples on both sides.
+    """
+    if in_folds(data):
+        return _fold_tasks(run, data, fold=fold)
+    if fold is not None:
+        raise UserError(
+            f"--fold {fold}: {data.name} at {data.root} is not in folds (it has {', '.join(data.splits())})"
+        )
+    settings = run.recipe.dataset
+    train = data.samples(settings.train_split if own else "train")
+    split = evaluation_split(data, settings.eval_split if own else None)
+    test = data.samples(split)
+    both = {sample.id for sample in train} & {sample.id for sample in test}
+    if both:
+        raise UserError(
+            f"{len(both)} samples of {data.name} at {data.root} are both in the training split and in "
+            f"'{split}' ('{min(both)}'); a probe must be tested on others than it was trained on"
+        )
+    n = len(train)
+    return [*train, *test], [Task(split, np.arange(n), np.arange(n, n + len(test)), False)]
+
+
+def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Sample], list[Task]]:
+    numbers = [int(split.removeprefix("fold")) for split in data.splits()]
+    shared = related(data.name, run.recipe.dataset.name)
+    held_out = run.recipe.dataset.fold
+    if fold is not None and fold not in numbers:
+        raise UserError(
+            f"no fold {fold} in {data.name} at {data.root}; it has {', '.join(map(str, numbers))}"
+        )
+    if fold is not None:
+        tested = [fold]
+    else:
+        tested = [held_out] if shared and isinstance(held_out, int) and held_out in numbers else numbers
+    parts = {number: data.samples(f"fold{number}") for number in numbers}
+    samples = [sample for part in parts.values() for sample in part]
+    place = np.repeat(numbers, [len(part) for part in parts.values()])
+    return samples, [
+        Task(
+            str(number),
+            np.flatnonzero(place != number),
+            np.flatnonzero(place == number),
+            _saw(run, data, number),
+        )
+        for number in tested
+    ]
+
+
+def _saw(run: Run, data: DataSet, fold: int) -> bool:
+    """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
+    recipe = run.recipe
+    trained_on = [(recipe.dataset.name, recipe.dataset.fold)]
+    for branch in recipe.branches.values():
+        trained_on += [(seen.dataset, seen.fold) for seen in (branch.init.seen if branch.init else ())]
+    return any(related(data.name, name) and held_out != fold for name, held_out in trained_on)
+
+
+def related(name: str, other: str) -> bool:
+    """Whether two data sets share samples, fold for fold: the same one, or one a part of the other."""
+    return name == other or any(
+        b in getattr(DATASETS.load(a), "alternatives", ()) for a, b in ((name, other), (other, name))
+    )
+
+
+def labels_of(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]:
+    """Class indices ``(n,)``.
+
+    Raises:
+        UserError: a sample has none.
+    """
+    missing = [sample.id for sample in samples if sample.label is None]
+    if not data.classes or len(missing) == len(samples):
+        raise UserError(
+            f"{data.name} at {data.root} has no labels, so there is nothing for a linear probe to predict; "
+            "judge a run on captions with mmvicreg eval retrieval"
+        )
+    if missing:
+        raise UserError(
+            f"{len(missing)} samples of {data.name} at {data.root} have no label, first '{missing[0]}'"
+        )
+    return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def group_of(sample: Sample) -> str:
+    """What must stay on one side of the inner split: the fold, else the source, else the sample alone."""
+    if sample.fold is not None:
+        return f"fold {sample.fold}"
+    return f"group {sample.group}" if sample.group is not None else f"sample {sample.id}"
