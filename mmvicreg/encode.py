@@ -40,7 +40,7 @@ class Encoded:
 
 def without_failed(
     encoded: Mapping[str, Encoded], samples: Sequence[Sample]
-) -> tuple[dict[str, Encoded], Sequence[Sample], list[Skipped]]:
+) -> tuple[dict[str, Encoded], list[Sample], list[Skipped]]:
     """The same branches without the samples that any of them could not read, and the list of these.
 
     Raises:
@@ -48,7 +48,7 @@ def without_failed(
     """
     failed = {index: reason for part in encoded.values() for index, reason in part.failed.items()}
     if not failed:
-        return dict(encoded), samples, []
+        return dict(encoded), list(samples), []
     if len(failed) == len(samples):
         raise UserError(f"none of {len(samples):,} samples can be read, the first: {failed[0]}")
     kept = np.ones(len(samples), dtype=bool)
@@ -59,7 +59,7 @@ def without_failed(
         for name, part in encoded.items()
     }
     skipped = [Skipped.of(samples[index], failed[index]) for index in sorted(failed)]
-    return rest, [samples[index] for index in np.flatnonzero(kept)], skipped
+    return rest, [samples[int(index)] for index in np.flatnonzero(kept)], skipped
 
 
 def row_ids(samples: Sequence[Sample], owner: npt.NDArray[np.int64], *, text: bool) -> list[str]:

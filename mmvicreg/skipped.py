@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
@@ -47,11 +47,11 @@ class Skipped:
 
 def check_on_bad_sample(asked: str) -> OnBadSample:
     """What was asked for, or :class:`UserError` unless it is ``error`` or ``skip``."""
-    if asked == "error" or asked == "skip":
-        return asked
-    raise UserError(
-        f"unknown --on-bad-sample '{asked}'{nearest(asked, ('error', 'skip'))} Known: error, skip."
-    )
+    known: tuple[OnBadSample, ...] = get_args(OnBadSample)
+    for name in known:
+        if asked == name:
+            return name
+    raise UserError(f"unknown --on-bad-sample '{asked}'{nearest(asked, known)} Known: error, skip.")
 
 
 def read_skipped(path: Path) -> list[Skipped]:

@@ -110,7 +110,7 @@ class Result:
         """Mean over seeds of the sum of all recalls, in percent; None where a seed is missing."""
         if self.problem or not self.reports:
             return None
-        return sum(report["rsum"] for report in self.reports) / len(self.reports)
+        return float(sum(report["rsum"] for report in self.reports) / len(self.reports))
 
 
 def sweep_path(name: str) -> Path:

@@ -187,6 +187,18 @@ def test_retrieval_leaves_them_out_of_queries_and_gallery(
         assert clean[way] == report[way]
 
 
+def test_two_processes_leave_out_the_same(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them meets a bad sample that the other does not."""
+    monkeypatch.setattr("mmvicreg.training.processes.check_devices", lambda *_: None)  # one core will do
+    run = untrained_run(tmp_path / "judged", tiny_recipe("image-text", damaged, "evaluation.batch_size=8"))
+    alone = retrieval.run(run, on_bad_sample="skip", device="cpu")
+    both = retrieval.run(run, on_bad_sample="skip", devices=2, device="cpu")
+    assert both == alone
+    assert alone["skipped"] == 2
+
+
 def test_a_protocol_of_a_number_of_pictures_is_not_one_without_some(
     judged: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
