@@ -87,6 +87,7 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
         problems += [f"{message}" for _, message in bad[:NAMED]]
         if len(bad) > NAMED:
             problems.append(f"and {len(bad) - NAMED:,} more damaged files in the split {split}")
+    problems += getattr(dataset, "faults", list)()  # what a data set knows of itself
     problems += _check_archives(card, root)
     return Report(name, root, tuple(reports), tuple(problems))
 
