@@ -23,10 +23,10 @@ RUN := "$(abspath $(VENV))/bin/python" -m
 endif
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: help demo test test-all lint types format clean
+.PHONY: help demo esc10 test test-all lint types format clean
 
 help:  ## List these commands.
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
 
 demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, both made here.
 	@run=runs/demo-$$(date +%Y%m%d-%H%M%S); SECONDS=0; \
@@ -40,6 +40,16 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	step eval linear "$$run/wave-mel"; \
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'
+
+esc10: $(READY)  ## VICReg, Barlow Twins, supervised by ESC-10's folds; ESC10=DIR OUT=DIR EPOCHS=N; again to go on.
+	@set -e; out="$(or $(OUT),runs/esc10)"; \
+	step() { printf '\n$$ mmvicreg %s\n' "$$*"; $(RUN) mmvicreg "$$@"; }; \
+	for method in vicreg barlow_twins; do \
+	  step train --pair wave-mel --dataset esc10 --method $$method --fold all --resume --out "$$out/$$method" \
+	    $(if $(ESC10),--data-root "$(ESC10)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS); \
+	done; \
+	step eval retrieval "$$out/vicreg"; \
+	step eval linear "$$out/vicreg" --compare "$$out/barlow_twins" --supervised
 
 test: $(READY)  ## Run the tests, on two processes; on real data too where MMVICREG_REAL_DATA names them.
 	$(PYTEST) -m 'not slow' $(ARGS)
