@@ -23,7 +23,7 @@ RUN := "$(abspath $(VENV))/bin/python" -m
 endif
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: help demo esc10 test test-all lint types format clean
+.PHONY: help demo flickr8k esc10 test test-all lint types format clean
 
 help:  ## List these commands.
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
@@ -40,6 +40,12 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	step eval linear "$$run/wave-mel"; \
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'
+
+flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SWEEP=flickr8k.
+	@[ -n "$(FLICKR8K)" ] || { echo "make flickr8k needs FLICKR8K=DIR, the folder of dataset_flickr8k.json and its" \
+	  "pictures (mmvicreg data info flickr8k says where they come from)" >&2; exit 2; }
+	$(RUN) mmvicreg sweep "$(or $(SWEEP),flickr8k-methods)" --data-root "$(FLICKR8K)" \
+	  --out "$(or $(OUT),runs/flickr8k)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 esc10: $(READY)  ## VICReg, Barlow Twins, supervised by ESC-10's folds; ESC10=DIR OUT=DIR EPOCHS=N; again to go on.
 	@set -e; out="$(or $(OUT),runs/esc10)"; \

@@ -63,8 +63,9 @@ class AudioFolder(Reader):
         _check_sources(rows, place)
         self.classes = class_order(row.label for row in rows if row.label is not None)
         index = {label: position for position, label in enumerate(self.classes)}
+        parsed: dict[str, list[Sample]] = {}
         for row in rows:
-            self._parsed.setdefault(row.place, []).append(
+            parsed.setdefault(row.place, []).append(
                 Sample(
                     id=row.name,
                     audio=self.root / row.name,
@@ -73,9 +74,10 @@ class AudioFolder(Reader):
                     group=row.source,
                 )
             )
+        self._parsed.update(parsed)
         if rows[0].fold is None:
-            return tuple(self._parsed)
-        return tuple(sorted(self._parsed, key=lambda name: int(name.removeprefix("fold"))))
+            return tuple(parsed)
+        return tuple(sorted(parsed, key=lambda name: int(name.removeprefix("fold"))))
 
     def _make_folds(self, rows: list[Row], place: Path) -> list[Row]:
         """The rows with folds, and a note that says how they were made."""
@@ -101,7 +103,7 @@ class AudioFolder(Reader):
             for row, fold, source in zip(rows, make_folds(sources, labels), sources, strict=True)
         ]
 
-    def _load(self, split: str) -> list[Sample]:
+    def _load(self, split: str) -> Sequence[Sample]:
         return self._parsed[split]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +37,9 @@ class RemoteFile:
         size: bytes, or None where nobody has published it.
         sha256: hexadecimal digest, or None.
         md5: hexadecimal digest, or None; checked where there is no sha256.
-        extract: it is a zip to unpack into the root, after which it is deleted.
+        extract: it is an archive to unpack into the root, after which it is deleted.
+        unpacker: what unpacks an archive that is no zip; it is given the archive, the root and whether to show a
+            bar, and returns the files it wrote, relative to the root.
         members: prefixes of the members to unpack; empty: all of them.
         layouts: the published layouts (keys of ``Card.counts``) that need it; empty: all.
         only: of the members in a table's folder, those whose row says True.
@@ -50,6 +52,7 @@ class RemoteFile:
     sha256: str | None = None
     md5: str | None = None
     extract: bool = False
+    unpacker: Callable[[Path, Path, bool], list[str]] | None = None
     members: tuple[str, ...] = ()
     strip: str = ""
     only: TableFilter | None = None
@@ -81,6 +84,9 @@ class Card:
         pairs: the pairs it can train.
         splits: names of its splits.
         counts: split -> samples in the whole published set, one mapping per published layout.
+        classes: how many classes the whole published set has; None where it has none.
+        unions: unions of splits that are published as one (COCO's train+restval).
+        captions_each: captions of each picture that evaluation takes, which every picture must have; 0: any number.
         files: what ``download`` fetches; empty where the publisher wants to be asked, or where it is made.
         manual: how to get what cannot be downloaded without a person; empty where everything can.
         made: the project makes it itself (``mmvicreg data make NAME``).
@@ -96,6 +102,9 @@ class Card:
     splits: tuple[str, ...]
     citation: str
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+    classes: int | None = None
+    unions: tuple[str, ...] = ()
+    captions_each: int = 0
     files: tuple[RemoteFile, ...] = ()
     manual: str = ""
     made: bool = False

@@ -50,6 +50,8 @@ CARD = Card(
             "2017": MappingProxyType({"train": 118_287, "val": 5_000}),
         }
     ),
+    unions=("train+restval",),
+    captions_each=5,
     # Sizes and sha256 as recorded by TensorFlow Datasets (url_checksums/coco.txt and coco_captions.txt).
     files=(
         RemoteFile(
@@ -68,7 +70,7 @@ CARD = Card(
             sha256="031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
             extract=True,
             members=("annotations/captions_",),
-            layouts=("2014",),
+            layouts=("karpathy", "2014"),
         ),
         RemoteFile(
             url=f"{_HOST}/zips/val2014.zip",
@@ -242,6 +244,8 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         raise UserError(f"{path}: an image has no id or no file_name. {card.way_out(root)}")
     if twice := duplicates(str(image["id"]) for image in images):
         raise UserError(f"{path} lists images twice, by id: {shorten(twice)}")
+    if twice := duplicates(str(caption["id"]) for caption in annotations if "id" in caption):
+        raise UserError(f"{path} lists captions twice, by id: {shorten(twice)}")
     known = {image["id"] for image in images}
     if strays := [str(i) for i in coco.imgToAnns if i not in known]:
         raise UserError(f"{path} has captions of images that it does not list, by id: {shorten(strays)}")

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmvicreg.data.bars import counted
@@ -39,6 +39,9 @@ class Downloader:
         pause: seconds before the second attempt, doubled each time.
         progress: show bars.
         sleep: how to wait.
+        moved: the way out that is named where a server refuses.
+        checked: hold files against the sizes and checksums on the card; without, whatever comes is taken (a part
+            of the data set, or another packing of it), and a later checked call fetches it anew.
     """
 
     mirror: str | None = None
@@ -46,6 +49,8 @@ class Downloader:
     pause: float = 0.5
     progress: bool = True
     sleep: Callable[[float], None] = time.sleep
+    moved: str = "if it has moved, give another place: --mirror"
+    checked: bool = True
 
     def __post_init__(self) -> None:
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
@@ -69,17 +74,39 @@ class Downloader:
         if not card.files:
             raise UserError(f"{card.title} is not downloaded. {card.way_out(root)}")
         files = card.files_of(layout)
+        if not self.checked:
+            files = tuple(replace(file, size=None, sha256=None, md5=None) for file in files)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file; --data-root names the folder to download into")
         try:
             root.mkdir(parents=True, exist_ok=True)
             with locked(root):
-                todo = [file for file in files if not _fetched(file, root)]
+                todo = [file for file in files if not _fetched(file, root, checked=self.checked)]
                 self._check_room(todo, root)
                 done = [f"{file.path}: already there" for file in files if file not in todo]
                 return done + [self._fetch(file, root) for file in todo]
         except OSError as error:
             raise UserError(f"cannot download into {root}: {error.strerror or error}") from error
+
+    def fetch(self, url: str, path: Path) -> None:
+        """Fetch a single file that is of no data set; one that is there already stays.
+
+        Args:
+            url: where it is.
+            path: what it is called here; its folder is made where it is absent.
+
+        Raises:
+            UserError: as :meth:`get`.
+        """
+        file = RemoteFile(url=url, path=path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.parent):
+                if not path.is_file():
+                    self._check_room([file], path.parent)
+                    self._transfer(file, path)
+        except OSError as error:
+            raise UserError(f"cannot download {url} to {path}: {error.strerror or error}") from error
 
     def url(self, file: RemoteFile) -> str:
         """Where a file is fetched from."""
@@ -92,14 +119,17 @@ class Downloader:
         if not file.extract:
             return f"{file.path}: fetched"
         try:
-            names = unpack(path, root, file, progress=self.progress)
+            if file.unpacker is not None:
+                names = file.unpacker(path, root, self.progress)
+            else:
+                names = unpack(path, root, file, progress=self.progress)
         except UserError:
             if file.algorithm is not None:
                 raise
             # Nothing vouches for it: the next call must fetch it anew.
             path.unlink(missing_ok=True)
             raise
-        _write_receipt(file, root, names)
+        _write_receipt(file, root, names, checked=self.checked)
         path.unlink()
         return f"{file.path}: fetched, {len(names):,} files unpacked"
 
@@ -113,7 +143,7 @@ class Downloader:
                 _continue(self.url(file), part, file, progress=self.progress)
                 break
             except (_LostError, OSError, http.client.HTTPException) as error:
-                _raise_if_final(self.url(file), error)
+                _raise_if_final(self.url(file), error, self.moved)
                 # Only what nobody has seen before counts as progress: a server that cannot continue may
                 # bring the same beginning for ever.
                 failures = 1 if _size(part) > most else failures + 1
@@ -136,10 +166,14 @@ class Downloader:
 
     def _check_room(self, files: list[RemoteFile], root: Path) -> None:
         sizes = {file.path: file.size if file.size is not None else self._ask_size(file) for file in files}
-        coming = sum(max(0, size - _size(root / f"{path}.part")) for path, size in sizes.items())
+        coming = sum(
+            max(0, size - max(_size(root / f"{path}.part"), _size(root / path)))
+            for path, size in sizes.items()
+        )
         # Archives go as soon as they are unpacked, so only one of them lies beside its contents.
         unpacked = max((sizes[file.path] for file in files if file.extract), default=0)
-        check_room(coming + unpacked, root, "the download")
+        parts = f" ({coming / 1e9:.1f} GB to fetch, {unpacked / 1e9:.1f} GB to unpack)" if unpacked else ""
+        check_room(coming + unpacked, root, f"the download{parts}")
 
     def _ask_size(self, file: RemoteFile) -> int:
         """The size the server tells, 0 where it does not."""
@@ -201,13 +235,11 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
         raise _LostError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
-def _raise_if_final(url: str, error: Exception) -> None:
+def _raise_if_final(url: str, error: Exception, moved: str) -> None:
     """Raise unless another attempt may help: a server's refusal, or a fault on this side (no room)."""
     if isinstance(error, urllib.error.HTTPError):
         if error.code not in {408, 425, 429} and error.code < 500:
-            raise UserError(
-                f"{url} answers {error.code} {error.reason}; if it has moved, give another place: --mirror"
-            ) from error
+            raise UserError(f"{url} answers {error.code} {error.reason}; {moved}") from error
     elif isinstance(error, OSError) and not isinstance(
         error, urllib.error.URLError | TimeoutError | ConnectionError | ssl.SSLError
     ):
@@ -230,7 +262,7 @@ def wrong(path: Path, file: RemoteFile) -> str | None:
     return None if found == wanted else f"{file.algorithm}: {path.name} has {found}, published is {wanted}"
 
 
-def _fetched(file: RemoteFile, root: Path) -> bool:
+def _fetched(file: RemoteFile, root: Path, *, checked: bool) -> bool:
     """Whether a file is there: itself, or, for an archive, everything that was unpacked from it."""
     path = root / file.path
     if not file.extract:
@@ -241,14 +273,16 @@ def _fetched(file: RemoteFile, root: Path) -> bool:
         return False
     if not isinstance(receipt, dict) or receipt.get("members") != list(file.members):
         return False
+    if checked and not receipt.get("checked", True):
+        return False
     present = Files()
     return all(root / name in present for name in receipt["unpacked"])
 
 
-def _write_receipt(file: RemoteFile, root: Path, names: list[str]) -> None:
+def _write_receipt(file: RemoteFile, root: Path, names: list[str], *, checked: bool) -> None:
     path = _receipt(file, root)
     path.parent.mkdir(exist_ok=True)
-    receipt = {"url": file.url, "members": list(file.members), "unpacked": names}
+    receipt = {"url": file.url, "members": list(file.members), "unpacked": names, "checked": checked}
     path.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
 
 

@@ -70,6 +70,7 @@ class Flickr8k(Flickr):
         counts=MappingProxyType(
             {"karpathy": MappingProxyType({"train": 6_000, "val": 1_000, "test": 1_000})}
         ),
+        captions_each=5,
         files=(_karpathy("flickr8k"),),
         manual=(
             "Flickr8k's pictures come from its authors on request (see `mmvicreg data info flickr8k`): "
@@ -99,6 +100,7 @@ class Flickr30k(Flickr):
         counts=MappingProxyType(
             {"karpathy": MappingProxyType({"train": 29_000, "val": 1_014, "test": 1_000})}
         ),
+        captions_each=5,
         files=(_karpathy("flickr30k"),),
         manual=(
             "Flickr30k's pictures come from its authors after a form is filled in (the first page that "

@@ -54,6 +54,11 @@ class KarpathyFile:
             self._images.setdefault(entry.split, []).append(entry)
         if twice := duplicates(entry.id for entries in self._images.values() for entry in entries):
             raise UserError(f"{path} lists pictures twice: {shorten(twice)}")
+        entries = [entry for split in self._images.values() for entry in split]
+        if twice := duplicates(f"{entry.filepath}/{entry.name}".lstrip("/") for entry in entries):
+            raise UserError(
+                f"{path} lists the same file under several ids, perhaps in two splits: {shorten(twice)}"
+            )
         self.splits = tuple(sorted(self._images, key=_order))
         whole = next(iter(card.counts.values()), {})
         self.notes = tuple(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -80,14 +80,16 @@ class Manifest(Reader):
         in_folds = rows[0].fold is not None and all(row.split is None for row in rows)
         if any(row.fold is not None for row in rows) and not in_folds:
             raise UserError(f"{path} gives both split and fold; give one of them")
+        parsed: dict[str, list[Sample]] = {}
         for row in rows:
             split = f"fold{row.fold}" if in_folds else row.split or "train"
-            self._parsed.setdefault(split, []).append(_sample(row, index, path))
+            parsed.setdefault(split, []).append(_sample(row, index, path))
+        self._parsed.update(parsed)
         self._check_files(path)
-        order = sorted(self._parsed, key=lambda name: int(name[4:])) if in_folds else list(self._parsed)
+        order = sorted(parsed, key=lambda name: int(name[4:])) if in_folds else list(parsed)
         return tuple(order)
 
-    def _load(self, split: str) -> list[Sample]:
+    def _load(self, split: str) -> Sequence[Sample]:
         return self._parsed[split]
 
     def _check_files(self, path: Path) -> None:

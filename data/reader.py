@@ -16,7 +16,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
-from mmvicreg.samples import Sample
+from mmvicreg.samples import File, Sample
 
 SHOWN = 3
 """How many of many wrong things a message names before it counts the rest."""
@@ -42,7 +42,7 @@ class Reader:
         self.root = Path(root)
         self.classes: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
-        self._parsed: dict[str, list[Sample]] = {}
+        self._parsed: dict[str, Sequence[Sample]] = {}
         self._check_root()
         self._splits = self._find()
 
@@ -53,7 +53,7 @@ class Reader:
         """Look at the layout; return the names of the splits present."""
         raise NotImplementedError
 
-    def _load(self, split: str) -> list[Sample]:
+    def _load(self, split: str) -> Sequence[Sample]:
         """Parse one split, files checked."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class Reader:
         """Names of the splits present."""
         return self._splits
 
-    def samples(self, split: str) -> list[Sample]:
+    def samples(self, split: str) -> Sequence[Sample]:
         """The samples of one split, in the publisher's order; ``"a+b"`` is a union, ``"all"`` everything.
 
         Raises:
@@ -78,9 +78,11 @@ class Reader:
                 raise UserError(f"the union '{split}' names the split '{part}' twice")
             if part not in self._parsed:
                 self._parsed[part] = self._load(part)
+        if len(names) == 1:
+            return self._parsed[names[0]]
         union = [sample for part in names for sample in self._parsed[part]]
         seen: set[str] = set()
-        for sample in union if len(names) > 1 else ():
+        for sample in union:
             if sample.id in seen:
                 raise UserError(
                     f"{self.name} at {self.root}: the sample '{sample.id}' is in two of the splits {split}"
@@ -122,6 +124,10 @@ def looks_like(root: Path, *, besides: str = "") -> str | None:
         ("flickr30k", "dataset_flickr30k.json"),
         ("flickr30k", "flickr30k-images"),
         ("esc50", "meta/esc50.csv"),
+        ("voc07", "ImageSets/Main/aeroplane_*.txt"),
+        ("voc07", "VOC2007/ImageSets/Main/aeroplane_*.txt"),
+        ("imagenet", "train/n01440764"),
+        ("imagenet", "ILSVRC/Data/CLS-LOC"),
         ("manifest", "manifest.csv"),
         ("manifest", "manifest.jsonl"),
     )
@@ -215,7 +221,7 @@ def list_folder(folder: Path) -> frozenset[str]:
         raise UserError(f"cannot list {folder}: {error.strerror}") from error
 
 
-def check_present(paths: Sequence[Path], what: str, source: Path, hint: str) -> None:
+def check_present(paths: Sequence[File], what: str, source: Path, hint: str) -> None:
     """Raise :class:`UserError` naming the first missing files and their number, if any is missing.
 
     Args:
@@ -225,7 +231,7 @@ def check_present(paths: Sequence[Path], what: str, source: Path, hint: str) -> 
         hint: the way out.
     """
     files = Files()
-    missing = [path for path in paths if path not in files]
+    missing = [path for path in paths if isinstance(path, Path) and path not in files]
     if missing:
         raise UserError(
             f"{len(missing):,} of {len(paths):,} {what} listed in {source} are missing: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,14 @@ from mmvicreg import registry
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, card_of
 from mmvicreg.data.download import wrong
+from mmvicreg.data.reader import shorten
 from mmvicreg.errors import UserError
-from mmvicreg.samples import DataSet, Sample
+from mmvicreg.samples import DataSet, File, Sample
 
 NAMED = 20
 """How many damaged files a message names before it counts the rest."""
+AT_ONCE = 4096
+"""Samples handed to the reading threads at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,28 +31,48 @@ class SplitReport:
         published: samples in the published set; None where nobody says.
         listed: samples listed here; 0 for a split that is absent.
         readable: samples whose files were all read to the end.
+        captions: captions listed.
+        judged: of these, the first so many of each picture that evaluation takes (``Card.captions_each``).
     """
 
     split: str
     published: int | None
     listed: int
     readable: int
+    captions: int = 0
+    judged: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`verify` found; it is the whole data set when ``problems`` is empty."""
+    """What :func:`verify` found; it is the whole data set when ``problems`` is empty.
+
+    Attributes:
+        name: the data set.
+        root: where it lies.
+        splits: one by one, then the unions that are published as one.
+        problems: what is wrong, in words.
+        captions_each: captions of each picture that evaluation takes; 0: any number.
+        partial: all that is wrong is that there are fewer or more samples than were published.
+    """
 
     name: str
     root: Path
     splits: tuple[SplitReport, ...]
     problems: tuple[str, ...]
+    captions_each: int = 0
+    partial: bool = False
 
     def check(self) -> None:
         """Raise :class:`UserError` with every problem, if there is one."""
         if self.problems:
+            what = "is not the whole of" if self.partial else "is not the whole of, or a damaged copy of,"
+            hint = (
+                ". What is there is sound: train and eval take it, say how much of it there is, and show no "
+                "published figures beside it"
+            )
             raise UserError(
-                f"{self.root} is not the whole of {self.name}, or is damaged: " + "; ".join(self.problems)
+                f"{self.root} {what} {self.name}: {'; '.join(self.problems)}{hint if self.partial else ''}"
             )
 
 
@@ -67,11 +90,12 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     card = card_of(name)
     dataset: DataSet = registry.DATASETS.load(name)(root)
     published = _published(dataset, card)
-    things = "pictures" if "image-text" in card.pairs else "recordings"
+    things = "recordings" if card.pairs == ("wave-mel",) else "pictures"
     problems: list[str] = []
-    reports = []
+    counts: list[str] = []
+    reports: dict[str, SplitReport] = {}
     for split in dict.fromkeys([*published, *dataset.splits()]):
-        samples: list[Sample] = []
+        samples: Sequence[Sample] = ()
         if split in dataset.splits():
             try:
                 samples = dataset.samples(split)
@@ -79,17 +103,50 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
                 problems.append(str(error))
         count = published.get(split)
         if count is not None and len(samples) != count:
-            problems.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
+            counts.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
+        problems += _few_captions(samples, split, card.captions_each)
         bad = _read_all(samples, split, progress=progress)
-        reports.append(
-            SplitReport(split, count, len(samples), len(samples) - len({sample for sample, _ in bad}))
+        reports[split] = SplitReport(
+            split,
+            count,
+            len(samples),
+            len(samples) - len({sample for sample, _ in bad}),
+            sum(len(sample.captions) for sample in samples),
+            sum(len(sample.captions[: card.captions_each]) for sample in samples),
         )
         problems += [f"{message}" for _, message in bad[:NAMED]]
         if len(bad) > NAMED:
             problems.append(f"and {len(bad) - NAMED:,} more damaged files in the split {split}")
+    if card.classes is not None and len(dataset.classes) != card.classes:
+        problems.append(f"{len(dataset.classes):,} of {card.classes:,} classes")
     problems += getattr(dataset, "faults", list)()  # what a data set knows of itself
     problems += _check_archives(card, root)
-    return Report(name, root, tuple(reports), tuple(problems))
+    unions = [_union(name, reports) for name in card.unions if set(name.split("+")) <= reports.keys()]
+    splits = (*reports.values(), *unions)
+    partial = bool(counts) and not problems
+    return Report(name, root, splits, (*counts, *problems), card.captions_each, partial)
+
+
+def _few_captions(samples: list[Sample], split: str, each: int) -> list[str]:
+    """Which pictures lack some of the captions that evaluation takes of every one."""
+    few = [sample for sample in samples if len(sample.captions) < each]
+    if not few:
+        return []
+    names = shorten([f"{sample.id} ({len(sample.captions)})" for sample in few])
+    return [f"{len(few):,} pictures of the split {split} have fewer than {each} captions: {names}"]
+
+
+def _union(name: str, reports: dict[str, SplitReport]) -> SplitReport:
+    parts = [reports[split] for split in name.split("+")]
+    published = [part.published for part in parts if part.published is not None]
+    return SplitReport(
+        name,
+        sum(published) if len(published) == len(parts) else None,
+        sum(part.listed for part in parts),
+        sum(part.readable for part in parts),
+        sum(part.captions for part in parts),
+        sum(part.judged for part in parts),
+    )
 
 
 def _published(dataset: DataSet, card: Card) -> dict[str, int]:
@@ -98,16 +155,18 @@ def _published(dataset: DataSet, card: Card) -> dict[str, int]:
     return dict(card.counts.get(layout, {}))
 
 
-def _read_all(samples: list[Sample], split: str, *, progress: bool) -> list[tuple[str, str]]:
+def _read_all(samples: Sequence[Sample], split: str, *, progress: bool) -> list[tuple[str, str]]:
     """Sample id and what is wrong, for every sample with a file that cannot be read to its end."""
     bad: list[tuple[str, str]] = []
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         counted(len(samples), f"Reading {split}", "samples", progress=progress) as advance,
     ):
-        for sample, faults in zip(samples, pool.map(_faults, samples), strict=True):
-            bad += [(sample.id, fault) for fault in faults]
-            advance(1)
+        for start in range(0, len(samples), AT_ONCE):  # the pool queues all it is given
+            some = samples[start : start + AT_ONCE]
+            for sample, faults in zip(some, pool.map(_faults, some), strict=True):
+                bad += [(sample.id, fault) for fault in faults]
+                advance(1)
     return bad
 
 
@@ -117,12 +176,12 @@ def _faults(sample: Sample) -> list[str]:
     return [fault for fault in faults if fault is not None]
 
 
-def picture_fault(path: Path) -> str | None:
+def picture_fault(path: File) -> str | None:
     """Why a picture cannot be decoded to its last row, or None."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if isinstance(path, Path) else path.open()) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"{path} is not a whole picture ({_reason(error)})"

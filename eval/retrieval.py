@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.config import EdgeConfig, EvaluationConfig
-from mmvicreg.encode import Encoded, encode
+from mmvicreg.datasets import in_folds
+from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
 from mmvicreg.eval.output import Report, command_line, console, origin, write_report
@@ -35,6 +36,7 @@ from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.skipped import OnBadSample, write_skipped
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 
@@ -95,6 +97,7 @@ class Settings:
     search: SearchName
     export: Path | None
     export_depth: int
+    on_bad_sample: OnBadSample
 
     def resolved(self, recipe: EvaluationConfig) -> EvaluationConfig:
         """The recipe's way of reading branches, unless another was asked for."""
@@ -107,9 +110,9 @@ class Settings:
         """The command that gives the same result again."""
         options = {"split": split, "protocol": self.protocol, "data-root": self.data_root}
         options |= {"dataset": self.dataset, "space": self.space, "similarity": self.similarity}
-        return command_line(
-            "retrieval", run.path, options | {"search": None if self.search == "auto" else self.search}
-        )
+        options |= {"search": None if self.search == "auto" else self.search}
+        options |= {"on-bad-sample": None if self.on_bad_sample == "error" else self.on_bad_sample}
+        return command_line("retrieval", run.path, options)
 
 
 def run(
@@ -124,6 +127,7 @@ def run(
     search: SearchName = "auto",
     export: Path | None = None,
     export_depth: int = DEPTH,
+    on_bad_sample: OnBadSample = "error",
     devices: int = 1,
     device: str = "auto",
 ) -> Report:
@@ -148,6 +152,8 @@ def run(
             to a million candidates.
         export: also write the ranking there, exact and of the whole split (see :mod:`mmvicreg.eval.export`).
         export_depth: candidates per query in it.
+        on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` leaves it out of queries and
+            gallery, says so, and lists it in the run folder, ``eval/skipped-<data set>-<split>.jsonl``.
         devices: processes on this machine that share the work; the result is the same for any number.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -170,7 +176,9 @@ def run(
         raise UserError(
             "--export is the ranking of one edge between pictures and captions; this run has another"
         )
-    settings = Settings(data_root, dataset, split, protocol, space, similarity, search, export, export_depth)
+    settings = Settings(
+        data_root, dataset, split, protocol, space, similarity, search, export, export_depth, on_bad_sample
+    )
     return on_processes(devices, device, _judge_run, run, settings)
 
 
@@ -195,9 +203,13 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
             captions=CAPTIONS,
             description=f"encoding {split} with {branch}",
             world=world,
+            skip=settings.on_bad_sample == "skip",
         )
         for branch in branches
     }
+    encoded, samples, skipped = without_failed(encoded, samples)
+    if skipped:  # a protocol of so many pictures may be none without these
+        _check_size(settings.protocol, data, split, samples, captions=bool(texts))
     directions: Report = {}
     for edge in edges:
         directions |= _judge(world, run, edge, encoded, len(samples), settings)
@@ -210,8 +222,10 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "dataset": data.name,
         "split": split,
         "samples": len(samples),
+        "skipped": len(skipped),
         "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
+        "pretrained_on": _pretrained_on(run, data if own_data else None),
         "seen_in_pretraining": related(data.name, run.recipe.dataset.name) and _seen(run, split),
         "space": judged.space,
         "similarity": judged.similarity,
@@ -223,7 +237,10 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         words += [value for value in (judged.space, judged.similarity) if judged != run.recipe.evaluation]
         file = run.path / "eval" / f"{'-'.join(words)}.json"
         write_report(file, report)
-        show(report, file, list(directions))
+        listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
+        if settings.on_bad_sample == "skip":
+            write_skipped(listed, skipped)
+        show(report, file, list(directions), skipped=listed)
     if settings.export is not None:
         _export(world, run, edges[0], encoded, samples, settings)
     return report
@@ -352,6 +369,16 @@ def _captions_per_image(samples: Sequence[Sample]) -> str:
         return f"{used[0]} to {used[-1]} of each, the first {CAPTIONS} at most"
     more = any(len(sample.captions) > CAPTIONS for sample in samples)
     return f"the first {used[0]} of each" if more else f"{used[0]} of each"
+
+
+def _pretrained_on(run: Run, data: DataSet | None) -> str:
+    """What a run saw, in words; ``data`` is its data set, where that is at hand."""
+    settings = run.recipe.dataset
+    if data is None:
+        return settings.name
+    if not in_folds(data):
+        return f"{settings.name} {settings.train_split}"
+    return f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
 
 
 def _seen(run: Run, split: str) -> bool:

@@ -14,8 +14,15 @@ from mmvicreg.samples import DataSet
 RECALLS = (1, 5, 10)
 
 
-def show(report: Report, file: Path, directions: Sequence[str]) -> None:
-    """Print a report as a table, with chance and, where the paper has them, its rows."""
+def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path) -> None:
+    """Print a report as a table, with chance and, where the paper has them, its rows.
+
+    Args:
+        report: the result.
+        file: where it was written.
+        directions: the keys of its directions.
+        skipped: the list of samples that could not be read, where there are such.
+    """
     out = console()
     count = f"{report['samples']:,} samples"
     if report["captions"] is not None:
@@ -27,6 +34,13 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
         style="bold",
         soft_wrap=True,
     )
+    if report["skipped"]:
+        out.print(
+            f"{report['skipped']:,} more could not be read and are in neither queries nor gallery: {skipped} "
+            "lists them.",
+            style="bold",
+            soft_wrap=True,
+        )
     table = RichTable()
     for column in ("direction", "", *(f"R@{k}" for k in RECALLS), "median", "mean", "queries", "gallery"):
         table.add_column(column, justify="left" if column in ("direction", "") else "right", no_wrap=True)
@@ -51,7 +65,7 @@ def show(report: Report, file: Path, directions: Sequence[str]) -> None:
     out.print(table)
     out.print(
         f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
-        f"run {report['run']} after epoch {report['epoch']}.",
+        f"run {report['run']} after epoch {report['epoch']} on {report['pretrained_on']}.",
         soft_wrap=True,
     )
     for name in directions:

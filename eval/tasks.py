@@ -67,10 +67,19 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
             str(number),
             np.flatnonzero(place != number),
             np.flatnonzero(place == number),
-            shared and held_out != number,
+            _saw(run, data, number),
         )
         for number in tested
     ]
+
+
+def _saw(run: Run, data: DataSet, fold: int) -> bool:
+    """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
+    recipe = run.recipe
+    trained_on = [(recipe.dataset.name, recipe.dataset.fold)]
+    for branch in recipe.branches.values():
+        trained_on += [(seen.dataset, seen.fold) for seen in (branch.init.seen if branch.init else ())]
+    return any(related(data.name, name) and held_out != fold for name, held_out in trained_on)
 
 
 def related(name: str, other: str) -> bool:

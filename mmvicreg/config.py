@@ -74,6 +74,8 @@ class DatasetConfig(Strict):
     """For data sets in folds: the fold held out of pretraining; ``none`` pretrains on all (transductive)."""
     captions: Literal["one", "all"] = "one"
     """``one`` caption drawn per picture and epoch, or ``all``: every pair once an epoch."""
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """Where a sample cannot be decoded: stop with its name, or put another, chosen by its address, in its place."""
 
     @field_validator("name")
     @classmethod
@@ -91,6 +93,27 @@ class ExpanderConfig(Strict):
     last_bias: bool = False
 
 
+class SeenConfig(Strict):
+    """Data that weights were trained on."""
+
+    dataset: str
+    fold: int | Literal["none"]
+    """Which fold was held out, for data in folds."""
+
+
+class InitConfig(Strict):
+    """Weights that a branch's encoder starts from; its expander starts anew."""
+
+    source: str
+    """A run folder or one of its checkpoint files; or the path or URL of a file of weights."""
+    branch: str | None = None
+    """Which branch of that run; null: the one of the same name."""
+    sha256: str | None = None
+    """Of the tensors; filled in when the run starts, and checked whenever they are loaded again."""
+    seen: list[SeenConfig] = []
+    """What they were trained on; filled in when the run starts."""
+
+
 class BranchConfig(Strict):
     """One node of the graph: how one modality becomes an embedding and how that is regularised."""
 
@@ -100,6 +123,8 @@ class BranchConfig(Strict):
     """Which random view of it; branches with the same input and view see the same crop."""
     frontend: dict[str, Any]
     encoder: dict[str, Any]
+    init: InitConfig | None = None
+    """What the encoder starts from in place of its own ``weights``; the source alone may be given."""
     expander: ExpanderConfig
     variance: Annotated[float, Field(ge=0)] = 25.0
     """mu of Eq. 6, for this branch alone."""
@@ -111,17 +136,26 @@ class BranchConfig(Strict):
     """``encoder``: no gradient and no running statistics; ``batchnorm``: its running statistics only."""
     freeze_epochs: Annotated[int, Field(ge=1)] | None = None
     """Epochs after which the frozen part thaws; null: never."""
+    thaw_to: Literal["none", "batchnorm"] = "none"
+    """What stays frozen then: nothing, or BatchNorm's running statistics, so that it keeps using them."""
 
     @model_validator(mode="after")
     def _thaw(self) -> BranchConfig:
         if self.freeze_epochs is not None and self.freeze == "none":
             raise ValueError("freeze_epochs says when a frozen part thaws, and freeze is none")
+        if self.thaw_to != "none" and self.freeze_epochs is None:
+            raise ValueError("thaw_to says what stays frozen after freeze_epochs, which is not given")
         return self
 
     @field_validator("frontend", mode="before")
     @classmethod
     def _frontend(cls, value: Any) -> dict[str, Any]:
         return component(value, registry.FRONTENDS)
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _init(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -139,21 +173,78 @@ class EdgeConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """How gradients become steps."""
+    """How gradients become steps. Biases and normalisation (ndim 1) are never decayed."""
 
-    name: Literal["adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0)]
+    name: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Highest learning rate, whatever the batch."""
+    base_lr: Annotated[float, Field(gt=0)] | None = None
+    """In its place, the rate at a batch of 256: lr = base_lr * batch_size / 256 (section 4.2)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """``adamw``: taken from the weights; the others add it to the gradient."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Of ``adamw`` and ``adam``."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of ``sgd`` and ``lars``."""
+    eta: Annotated[float, Field(gt=0)] = 0.001
+    """Of ``lars``: the norm of a step, before the rate, as a part of the norm of the weights."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest l2 norm of the whole gradient; null: no clipping."""
 
+    @model_validator(mode="after")
+    def _one_rate(self) -> OptimizerConfig:
+        if self.lr is None and self.base_lr is None:
+            raise ValueError("missing key 'lr', or 'base_lr' for a rate that grows with the batch")
+        if self.lr is not None and self.base_lr is not None:
+            raise ValueError("lr and base_lr are two ways to say the rate: set one of them to null")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_its_own(self) -> OptimizerConfig:
+        # a saved recipe names every option, so what is at its default is not held against it
+        for option, names in {
+            "betas": ("adamw", "adam"),
+            "momentum": ("sgd", "lars"),
+            "eta": ("lars",),
+        }.items():
+            if self.name not in names and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} is an option of {' and '.join(names)}, and name is {self.name}")
+        return self
+
+    def rate(self, batch_size: int) -> float:
+        """The highest learning rate, for a global batch of this many samples."""
+        return self.lr if self.lr is not None else (self.base_lr or 0.0) * batch_size / 256
+
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then cosine to ``final_lr_factor`` times the rate."""
+    """Linear warm-up from zero, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps."""
 
+    name: Literal["cosine", "step"] = "cosine"
+    milestones: list[Annotated[float, Field(gt=0)]] = []
+    """Epochs after which the rate is multiplied by ``gamma``, for ``step``."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     final_lr_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final_lr: Annotated[float, Field(ge=0)] | None = None
+    """In its place, the rate itself; that of a branch is ``lr_factor`` times it, as its whole rate is."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ScheduleConfig:
+        if self.final_lr is not None and self.final_lr_factor:
+            raise ValueError(
+                "final_lr and final_lr_factor are two ways to say the last rate: give one of them"
+            )
+        return self
+
+    def final_factor(self, rate: float) -> float:
+        """The last rate as a part of ``rate``, the highest."""
+        return self.final_lr_factor if self.final_lr is None else self.final_lr / rate
+
+    @model_validator(mode="after")
+    def _steps(self) -> ScheduleConfig:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("'milestones' are needed with name: step, and only there")
+        return self
 
 
 class TrainingConfig(Strict):
@@ -230,6 +321,19 @@ class Recipe(Strict):
     @classmethod
     def _objective(cls, value: Any) -> dict[str, Any]:
         return component(value, registry.OBJECTIVES)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate, before any branch's ``lr_factor``."""
+        return self.optimizer.rate(self.training.batch_size)
+
+    @model_validator(mode="after")
+    def _falling_rate(self) -> Recipe:
+        if self.schedule.final_factor(self.rate) > 1:
+            raise ValueError(
+                f"schedule.final_lr is {self.schedule.final_lr:g}, above the rate of {self.rate:g} it falls from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _graph(self, _: ValidationInfo) -> Recipe:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmvicreg.errors import UserError
 from mmvicreg.registry import DATASETS
 from mmvicreg.samples import DataSet, Sample
+
+OWN_DATA = {
+    "manifest": "FILE.csv (or .jsonl, or their folder)",
+    "audio-folder": "DIR, the folder of your recordings",
+    "image-folder": "DIR, the folder of your pictures",
+}
+"""Data sets that are the user's own, so that they have no place of their own, and what to give instead."""
 
 
 def cache_folder() -> Path:
@@ -34,10 +42,8 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
         UserError: unknown name, or nothing readable there (the message says which command gets it).
     """
     cls = DATASETS.load(name)
-    if name == "manifest" and root is None:
-        raise UserError("the data set 'manifest' needs --data-root FILE.csv (or .jsonl, or their folder)")
-    if name == "audio-folder" and root is None:
-        raise UserError("the data set 'audio-folder' needs --data-root DIR, the folder of your recordings")
+    if name in OWN_DATA and root is None:
+        raise UserError(f"the data set '{name}' needs --data-root {OWN_DATA[name]}")
     place = dataset_root(name, root)
     if root is None and not place.exists():
         if hasattr(cls, "make"):
@@ -55,7 +61,7 @@ def in_folds(dataset: DataSet) -> bool:
     return all(split.startswith("fold") for split in dataset.splits())
 
 
-def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> list[Sample]:
+def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> Sequence[Sample]:
     """The samples a run may see: the split, or, for data in folds, every fold but the held-out one.
 
     Args:

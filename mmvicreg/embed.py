@@ -6,7 +6,8 @@
     B/ids      text (m,): the id of each row; of a text branch the caption's
     B/samples  text (m,): the id of the sample each row was made from
 
-and ``about``, a text of JSON: run, epoch, data set, split, space, version.
+and ``about``, a text of JSON: run, epoch, data set, split, space, version, number of samples that could not
+be read and are in no branch (``on_bad_sample`` is ``skip``).
 
 ``.parquet``: one table, a row for each vector, with the columns ``branch``, ``id``, ``sample`` and ``vector``
 (a list of float32), ``about`` in the schema's metadata. It needs pyarrow: ``pip install 'mmvicreg[parquet]'``.
@@ -26,11 +27,13 @@ import numpy as np
 import numpy.typing as npt
 
 import mmvicreg
-from mmvicreg.encode import encode, row_ids
+from mmvicreg.encode import Encoded, encode, row_ids, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
+from mmvicreg.skipped import OnBadSample, check_on_bad_sample, write_skipped
 from mmvicreg.training.distributed import World
+from mmvicreg.training.log import say
 from mmvicreg.training.processes import on_processes
 
 Space: TypeAlias = Literal["embedding", "representation"]
@@ -63,6 +66,7 @@ class Order:
     split: str | None
     space: Space
     captions: int | None
+    on_bad_sample: OnBadSample
 
 
 def embed(
@@ -77,6 +81,7 @@ def embed(
     devices: int = 1,
     device: str = "auto",
     force: bool = False,
+    on_bad_sample: OnBadSample = "error",
 ) -> None:
     """Write what every branch of a run makes of a split.
 
@@ -91,6 +96,8 @@ def embed(
         devices: processes on this machine that share the work.
         device: ``auto``, ``cpu`` or ``cuda``.
         force: overwrite ``out``.
+        on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` leaves it out of every branch
+            and lists it in the run folder, ``eval/skipped-<data set>-<split>.jsonl``.
 
     Raises:
         UserError: ``out`` exists, has another suffix or cannot be written; pyarrow is missing; the data or
@@ -103,7 +110,8 @@ def embed(
     if space is not None and space not in known:
         raise UserError(f"unknown space '{space}'{nearest(space, known)} Known: {', '.join(known)}.")
     chosen = cast(Space, space or run.recipe.evaluation.space)
-    order = Order(out, data_root, dataset, split, chosen, captions)
+    check_on_bad_sample(on_bad_sample)
+    order = Order(out, data_root, dataset, split, chosen, captions, on_bad_sample)
     on_processes(devices, device, _embed, run, order)
 
 
@@ -112,9 +120,8 @@ def _embed(world: World, run: Run, order: Order) -> None:
         run, root=order.data_root, dataset=order.dataset, split=order.split
     )
     model = run.model(device=world.device.type)
-    branches: dict[str, Rows] = {}
-    for name, branch in run.recipe.branches.items():
-        found = encode(
+    encoded: dict[str, Encoded] = {
+        name: encode(
             model,
             name,
             samples,
@@ -123,17 +130,32 @@ def _embed(world: World, run: Run, order: Order) -> None:
             captions=order.captions,
             description=f"encoding {split} with {name}",
             world=world,
+            skip=order.on_bad_sample == "skip",
         )
-        ids = row_ids(samples, found.owner, text=branch.input == "text")
-        branches[name] = Rows(found.vectors, ids, [samples[index].id for index in found.owner])
+        for name in run.recipe.branches
+    }
     if not world.is_main:
         return
+    encoded, samples, skipped = without_failed(encoded, samples)
+    if skipped:
+        listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
+        write_skipped(listed, skipped)
+        say(f"{len(skipped):,} samples could not be read and are left out: {listed} lists them")
+    branches = {
+        name: Rows(
+            found.vectors,
+            row_ids(samples, found.owner, text=run.recipe.branches[name].input == "text"),
+            [samples[index].id for index in found.owner],
+        )
+        for name, found in encoded.items()
+    }
     about = {
         "run": str(run.path),
         "epoch": run.epochs_done,
         "dataset": data.name,
         "split": split,
         "space": order.space,
+        "skipped": len(skipped),
         "mmvicreg": mmvicreg.__version__,
     }
     temporary = order.out.with_name(f".{order.out.name}.tmp")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,8 +17,9 @@ from mmvicreg.inputs.base import Input, Item, NotPreparedError
 from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
-from mmvicreg.training.distributed import World, exchange_rows, shares
-from mmvicreg.training.loader import Failure, begin_worker, end_workers
+from mmvicreg.skipped import Skipped
+from mmvicreg.training.distributed import World, exchange_rows, gather_objects, shares
+from mmvicreg.training.loader import Failure, begin_worker, end_workers, prepare
 from mmvicreg.training.log import say
 
 
@@ -29,10 +30,36 @@ class Encoded:
     Attributes:
         vectors: float32 ``(m, d)``.
         owner: int64 ``(m,)``: the sample each row was made from.
+        failed: samples that could not be read, by their place, and why; they have no rows.
     """
 
     vectors: npt.NDArray[np.float32]
     owner: npt.NDArray[np.int64]
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+def without_failed(
+    encoded: Mapping[str, Encoded], samples: Sequence[Sample]
+) -> tuple[dict[str, Encoded], Sequence[Sample], list[Skipped]]:
+    """The same branches without the samples that any of them could not read, and the list of these.
+
+    Raises:
+        UserError: there is nothing left.
+    """
+    failed = {index: reason for part in encoded.values() for index, reason in part.failed.items()}
+    if not failed:
+        return dict(encoded), samples, []
+    if len(failed) == len(samples):
+        raise UserError(f"none of {len(samples):,} samples can be read, the first: {failed[0]}")
+    kept = np.ones(len(samples), dtype=bool)
+    kept[list(failed)] = False
+    place = np.cumsum(kept) - 1
+    rest = {
+        name: Encoded(part.vectors[kept[part.owner]], place[part.owner[kept[part.owner]]])
+        for name, part in encoded.items()
+    }
+    skipped = [Skipped.of(samples[index], failed[index]) for index in sorted(failed)]
+    return rest, [samples[index] for index in np.flatnonzero(kept)], skipped
 
 
 def row_ids(samples: Sequence[Sample], owner: npt.NDArray[np.int64], *, text: bool) -> list[str]:
@@ -66,13 +93,21 @@ class _Rows(Dataset["Item | Failure"]):
         except UserError as error:
             return Failure(str(error))
 
-    def collate(self, items: Sequence[Item | Failure]) -> Item | Failure:
-        whole: list[Item] = []
-        for item in items:
-            if isinstance(item, Failure):
-                return item
-            whole.append(item)
-        return self.source.collate(whole)
+    def collate(self, items: Sequence[Item | Failure]) -> _Read:
+        """The items that could be read, collated, and what is wrong with each of the others."""
+        whole = [item for item in items if not isinstance(item, Failure)]
+        return _Read(
+            self.source.collate(whole) if whole else None,
+            [item.message if isinstance(item, Failure) else None for item in items],
+        )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch: its readable items, and for every item None or what is wrong with it."""
+
+    item: Item | None
+    faults: list[str | None]
 
 
 @torch.inference_mode()
@@ -87,6 +122,7 @@ def encode(
     description: str = "",
     workers: int = 2,
     world: World | None = None,
+    skip: bool = False,
 ) -> Encoded:
     """Run ``samples`` through one branch, in evaluation mode and in float32.
 
@@ -103,6 +139,7 @@ def encode(
         description: words for the progress bar; empty names the branch.
         workers: processes that read samples.
         world: this process among those that encode the same samples; None: it is alone.
+        skip: leave samples out that cannot be read (all their rows), instead of stopping.
 
     Raises:
         UserError: no such branch, a sample that cannot be read, or a vector that is not finite.
@@ -115,7 +152,7 @@ def encode(
     source = model.inputs[part.config.input]
     notes: list[str] = []
     try:
-        notes += source.prepare(samples)
+        notes += prepare(source, samples, skip=skip)
     except NotPreparedError as error:  # only slower
         notes.append(f"warning: {error}")
     for note in notes if world is None or world.is_main else ():
@@ -130,22 +167,33 @@ def encode(
     bounds = shares(len(rows), size, unit=batch_size)
     place, last = bounds[rank], bounds[rank + 1]
     what = description or f"encoding {branch}"
+    failed: dict[int, str] = {}
     with progress_bar(last - place, what, "row", visible=rank == 0) as bar:
-        for item in load_rows(source, samples, rows[place:last], batch_size=batch_size, workers=workers):
-            y, z = part({name: value.to(device) for name, value in item.items()})
-            found = (z if space == "embedding" else y).float().cpu().numpy()
-            vectors[place : place + len(found)] = found
-            place += len(found)
-            bar.advance(len(found))
+        for read in _read(
+            source, samples, rows[place:last], batch_size=batch_size, workers=workers, skip=skip
+        ):
+            good = [place + i for i, fault in enumerate(read.faults) if fault is None]
+            if read.item is not None:
+                y, z = part({name: value.to(device) for name, value in read.item.items()})
+                vectors[good] = (z if space == "embedding" else y).float().cpu().numpy()
+            failed |= {rows[place + i][0]: fault for i, fault in enumerate(read.faults) if fault is not None}
+            place += len(read.faults)
+            bar.advance(len(read.faults))
     exchange_rows(torch.from_numpy(vectors), bounds, device)
+    owner = np.array([index for index, _ in rows], dtype=np.int64)
+    if skip:
+        failed = {index: fault for found in gather_objects(failed) for index, fault in found.items()}
+    if failed:
+        kept = ~np.isin(owner, list(failed))
+        vectors, owner = vectors[kept], owner[kept]
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        index = rows[int(np.flatnonzero(~finite)[0])][0]
+        index = int(owner[np.flatnonzero(~finite)[0]])
         raise UserError(
-            f"branch '{branch}' gives NaN or infinity for {int((~finite).sum())} of {len(rows)} rows, first for "
+            f"branch '{branch}' gives NaN or infinity for {int((~finite).sum())} of {len(owner)} rows, first for "
             f"sample '{samples[index].id}'; the run's weights are not usable: take an earlier checkpoint"
         )
-    return Encoded(vectors, np.array([index for index, _ in rows], dtype=np.int64))
+    return Encoded(vectors, owner, failed)
 
 
 def load_rows(
@@ -155,12 +203,28 @@ def load_rows(
     *,
     batch_size: int,
     workers: int,
+    skip: bool = False,
 ) -> Iterator[Item]:
     """Collated batches of (sample, caption) rows, in order, read as evaluation reads them.
 
     Raises:
-        UserError: a sample cannot be read.
+        UserError: a sample cannot be read; not with ``skip``, which leaves it out.
     """
+    for read in _read(source, samples, rows, batch_size=batch_size, workers=workers, skip=skip):
+        if read.item is not None:
+            yield read.item
+
+
+def _read(
+    source: Input,
+    samples: Sequence[Sample],
+    rows: Sequence[tuple[int, int | None]],
+    *,
+    batch_size: int,
+    workers: int,
+    skip: bool,
+) -> Iterator[_Read]:
+    """What :func:`load_rows` reads, with what could not be read."""
     if not rows:
         return
     dataset = _Rows(source, samples, rows)
@@ -173,9 +237,10 @@ def load_rows(
         worker_init_fn=begin_worker,
     )
     try:
-        for item in loader:
-            if isinstance(item, Failure):
-                raise UserError(item.message)
-            yield item
+        for read in loader:
+            fault = next((fault for fault in read.faults if fault is not None), None)
+            if fault is not None and not skip:
+                raise UserError(fault)
+            yield read
     finally:
         end_workers(loader)

@@ -72,6 +72,11 @@ DATASETS = Registry(
         "tones": "mmvicreg.data.tones:Tones",
         "manifest": "mmvicreg.data.manifest:Manifest",
         "audio-folder": "mmvicreg.data.audio_folder:AudioFolder",
+        "image-folder": "mmvicreg.data.image_folder:ImageFolder",
+        "imagenet": "mmvicreg.data.imagenet:ImageNet",
+        "cifar10": "mmvicreg.data.cifar10:Cifar10",
+        "voc07": "mmvicreg.data.voc:Voc07",
+        "webdataset": "mmvicreg.data.webdataset:WebDataset",
     },
     "mmvicreg.datasets",
 )
@@ -102,6 +107,13 @@ ENCODERS = Registry(
         "resnet50": "mmvicreg.branches.resnet:ResNet50",
         "resnet101": "mmvicreg.branches.resnet:ResNet101",
         "resnet152": "mmvicreg.branches.resnet:ResNet152",
+        "resnet50x2": "mmvicreg.branches.resnet_wide:ResNet50x2",
+        "resnet50x4": "mmvicreg.branches.resnet_wide:ResNet50x4",
+        "resnet200x2": "mmvicreg.branches.resnet_wide:ResNet200x2",
+        "narrow_resnet50x2": "mmvicreg.branches.resnet_wide:NarrowResNet50x2",
+        "narrow_resnet50x4": "mmvicreg.branches.resnet_wide:NarrowResNet50x4",
+        "resnext101_32x16d": "mmvicreg.branches.resnet_wide:ResNeXt101",
+        "vit_small": "mmvicreg.branches.vit:ViTSmall",
         "resnet18_1d": "mmvicreg.branches.resnet1d:ResNet18Wave",
         "gru": "mmvicreg.branches.gru:GRUText",
         "transformers": "mmvicreg.branches.transformers_text:TransformersText",
@@ -128,9 +140,14 @@ PROTOCOLS = Registry(
         "retrieval": "mmvicreg.eval.retrieval:run",
         "retrieval-folds": "mmvicreg.eval.retrieval_folds:run",
         "linear": "mmvicreg.eval.linear:run",
+        "linear-image": "mmvicreg.eval.linear_image:run",
+        "knn": "mmvicreg.eval.knn:run",
+        "finetune": "mmvicreg.eval.finetune:run",
+        "svm": "mmvicreg.eval.svm:run",
         "supervised": "mmvicreg.eval.supervised:run",
     },
     "mmvicreg.protocols",
 )
-PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "shapes"}
+DOWNLOADERS = Registry("downloader", {"http": "mmvicreg.data.download:Downloader"})
+PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "imagenet"}
 """Pair -> the data set it uses when none is named."""

@@ -14,11 +14,13 @@ from mmvicreg.config import Recipe, dump_recipe, parse_recipe
 from mmvicreg.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mmvicreg.branches.model import JointModel
     from mmvicreg.samples import DataSet, Sample
 
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
-RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"
+RECIPE, CHECKPOINTS, INITIAL = "recipe.yaml", "checkpoints", "initial.pt"
 MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
 
 
@@ -58,6 +60,42 @@ class Run:
             )
         return content
 
+    @cached_property
+    def initial(self) -> dict[str, dict[str, Tensor]]:
+        """The encoders that started from weights of elsewhere, as they began: branch -> state dict."""
+        from mmvicreg.training.checkpoint import load_checkpoint
+
+        file = self.path / INITIAL
+        if not file.is_file():
+            return {}
+        encoders = load_checkpoint(file).get("encoders")
+        if not isinstance(encoders, dict):
+            raise UserError(f"{file} does not hold the encoders that the run started from; {MISFIT}")
+        return encoders
+
+    def save_initial(self, model: JointModel) -> None:
+        """Keep a copy of the encoders that start from weights of elsewhere.
+
+        Raises:
+            UserError: the disk is full or cannot be written.
+        """
+        from mmvicreg.training.checkpoint import save_data
+
+        names = [name for name, branch in self.recipe.branches.items() if branch.init is not None]
+        if not names:
+            return
+        encoders = {
+            name: {
+                key: value.cpu().contiguous()
+                for key, value in model.branch(name).encoder.state_dict().items()
+            }
+            for name in names
+        }
+        try:
+            save_data(self.path / INITIAL, {"encoders": encoders})
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+            raise UserError(f"cannot write {self.path / INITIAL}: {error}; free some space") from error
+
     def model(self, *, untrained: bool = False, device: str | None = None) -> JointModel:
         """The model in evaluation mode: trained (newest checkpoint), or as it was before its first step.
 
@@ -71,7 +109,8 @@ class Run:
 
         content = self.content
         inputs = restore_inputs(self.recipe, content["inputs"])
-        model = build_model(self.recipe, inputs, pretrained=untrained)
+        initial = self.initial if untrained else None
+        model = build_model(self.recipe, inputs, pretrained=untrained, initial=initial)
         if untrained:  # what frontends measured is no weight, and without it they do not work
             measured = {key: value for key, value in content["model"].items() if ".frontend." in key}
             model.load_state_dict(measured, strict=False)
@@ -89,7 +128,7 @@ class Run:
 
 def evaluation_data(
     run: Run, *, root: Path | None = None, dataset: str | None = None, split: str | None = None
-) -> tuple[DataSet, list[Sample], str]:
+) -> tuple[DataSet, Sequence[Sample], str]:
     """What a run is to be judged on: a data set, its samples, and the name of their split.
 
     Args:

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside an archive that is not compressed (a tar), read where it lies.
+
+    Attributes:
+        archive: the archive.
+        name: its name in there.
+        offset: where it begins, bytes.
+        size: bytes.
+    """
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def open(self) -> BinaryIO:
+        """Its content, in memory.
+
+        Raises:
+            OSError: the archive is not there, or ends before the file does.
+        """
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise OSError(f"the archive ends after {len(content)} of its {self.size} bytes")
+        return io.BytesIO(content)
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}"
+
+
+File: TypeAlias = Path | Member
+"""Where a picture is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +52,7 @@ class Sample:
 
     Attributes:
         id: unique within the data set (COCO's image id, a file name).
-        image: picture file.
+        image: picture, a file or inside an archive.
         captions: its captions, in the publisher's order.
         audio: recording file.
         label: class index into ``DataSet.classes``.
@@ -23,7 +62,7 @@ class Sample:
     """
 
     id: str
-    image: Path | None = None
+    image: File | None = None
     captions: tuple[str, ...] = ()
     audio: Path | None = None
     label: int | None = None
@@ -56,8 +95,8 @@ class DataSet(Protocol):
         """Names of the splits present, e.g. ``("train", "val", "test")`` or ``("fold1", ...)``."""
         ...
 
-    def samples(self, split: str) -> list[Sample]:
-        """The samples of one split, in a fixed order. ``"a+b"`` is the union, ``"all"`` everything.
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The samples of one split, in a fixed order, not to be changed. ``"a+b"`` is the union, ``"all"`` everything.
 
         Raises:
             UserError: no such split (the nearest and the known ones are named).

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from mmvicreg import registry
 from mmvicreg.branches.expander import expander
+from mmvicreg.branches.init import start_encoder
 from mmvicreg.branches.target import follow, momentum_at, move, moving_copy
+from mmvicreg.branches.weights import load_strictly
 from mmvicreg.config import BranchConfig, Recipe
 from mmvicreg.inputs.base import Input, Item
 from mmvicreg.objectives.base import Edge, Graph, Node
@@ -72,16 +74,39 @@ class ModelOutput:
 
 
 class Branch(nn.Module):
-    """frontend -> encoder -> representation y -> expander -> embedding z."""
+    """frontend -> encoder -> representation y -> expander -> embedding z.
 
-    def __init__(self, config: BranchConfig, source: Input, *, pretrained: bool) -> None:
+    Args:
+        config: the branch's part of the recipe.
+        source: its input, fitted.
+        name: what the recipe calls it.
+        pretrained: load the weights the encoder is to start from; false where a checkpoint follows.
+        initial: a copy of what ``init`` names, to be loaded in its place.
+    """
+
+    def __init__(
+        self,
+        config: BranchConfig,
+        source: Input,
+        *,
+        name: str,
+        pretrained: bool,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         spec = source.spec()
         frontend = registry.FRONTENDS.load(config.frontend["name"])
         encoder = registry.ENCODERS.load(config.encoder["name"])
         self.config = config
         self.frontend = frontend(_options(frontend, config.frontend), spec)
-        self.encoder = encoder(_options(encoder, config.encoder), self.frontend.spec, pretrained=pretrained)
+        own = pretrained and config.init is None
+        self.encoder = encoder(_options(encoder, config.encoder), self.frontend.spec, pretrained=own)
+        if pretrained and initial is not None:
+            load_strictly(
+                self.encoder, initial, what=f"the initial weights of '{name}'", way_out="start a new run"
+            )
+        elif pretrained and config.init is not None:
+            start_encoder(self.encoder, config, source, name=name)
         self.expander = expander(self.encoder.out_features, config.expander)
         self.frozen: str = config.freeze
 
@@ -121,13 +146,26 @@ class Branch(nn.Module):
 class JointModel(nn.Module):
     """Every branch of a recipe, joined by its objective."""
 
-    def __init__(self, recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        inputs: Mapping[str, Input],
+        *,
+        pretrained: bool = True,
+        initial: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.inputs = dict(inputs)
         self.branches = nn.ModuleDict(
             {
-                name: Branch(config, inputs[config.input], pretrained=pretrained)
+                name: Branch(
+                    config,
+                    inputs[config.input],
+                    name=name,
+                    pretrained=pretrained,
+                    initial=(initial or {}).get(name),
+                )
                 for name, config in recipe.branches.items()
             }
         )

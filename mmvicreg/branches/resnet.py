@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from mmvicreg import registry
 from mmvicreg.branches.frontends import check_kind
-from mmvicreg.branches.weights import load_strictly
+from mmvicreg.branches.weights import imagenet_url, load_strictly, read_weights
 from mmvicreg.config import Strict
-from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
 
@@ -20,10 +20,12 @@ class ResNet(nn.Module):
     """A torchvision ResNet without its classifier, for any number of input channels.
 
     ``out_features`` is the width of its pooled representation (512 for 18 and 34 layers, 2048 above).
-    Parameter names are torchvision's, so its files load.
+    Parameter names are torchvision's, so its files load, and so do those that the authors of VICReg published
+    (their networks pad by one pixel and then by two, which is torchvision's padding of three).
     """
 
     architecture: ClassVar[str]
+    """What torchvision calls it, and its ImageNet weights."""
 
     reads: ClassVar[tuple[str, ...]] = ("image", "spectrogram")
 
@@ -31,7 +33,8 @@ class ResNet(nn.Module):
         """What to start from and how the stem looks."""
 
         weights: str = "none"
-        """``none``: random; ``imagenet``: torchvision's; else the path or URL of a state dict."""
+        """``none``: random; ``imagenet``: torchvision's; else the path or URL of a state dict (``.pth``, ``.pt``,
+        ``.safetensors``), or of the authors' full checkpoint, of which the encoder is taken."""
         small_stem: bool = False
         """A 3 x 3 first convolution of stride 1 and no pooling, for pictures of about 32 pixels."""
         zero_init_residual: bool = False
@@ -40,37 +43,58 @@ class ResNet(nn.Module):
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
         check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
-        network = getattr(torchvision.models, self.architecture)(
-            weights=None, zero_init_residual=config.zero_init_residual
-        )
+        network = self.build(zero_init_residual=config.zero_init_residual)
         self.out_features = int(network.fc.in_features)
         network.fc = nn.Identity()
-        network.conv1 = _stem(spec.channels, small=config.small_stem)
+        network.conv1 = _stem(spec.channels, network.bn1.num_features, small=config.small_stem)
         if config.small_stem:
             network.maxpool = nn.Identity()
         self.network = network
         if pretrained and config.weights != "none":
-            self._start_from(config.weights)
+            source = config.weights
+            if source == "imagenet":
+                source = imagenet_url(self.architecture)
+            self.load_weights(read_weights(source), what=f"the weights '{config.weights}'")
+
+    @classmethod
+    def build(cls, *, zero_init_residual: bool = False) -> torchvision.models.ResNet:
+        """The torchvision network, its classifier included, with random weights."""
+        return getattr(torchvision.models, cls.architecture)(
+            weights=None, zero_init_residual=zero_init_residual
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Representation ``(n, out_features)`` of ``(n, channels, h, w)``."""
         out: Tensor = self.network(x)
         return out
 
-    def _start_from(self, weights: str) -> None:
-        state = _read_weights(weights, self.architecture)
+    def load_weights(self, state: Mapping[str, Tensor], *, what: str) -> None:
+        """Load a state dict of torchvision's names; its classifier, if any, is left out.
+
+        Args:
+            state: names to tensors; a first convolution of other channels is adapted.
+            what: the weights, in words for the message.
+
+        Raises:
+            UserError: the names or shapes differ; the differing ones are listed.
+        """
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         stem, ours = state.get("conv1.weight"), self.network.conv1.weight
-        if stem is not None and stem.shape[2:] == ours.shape[2:] and stem.shape[1] != ours.shape[1]:
+        if (
+            stem is not None
+            and stem.ndim == 4
+            and stem.shape[2:] == ours.shape[2:]
+            and stem.shape[1] != ours.shape[1]
+        ):
             # the response to a grey picture stays the same whatever the number of channels
-            state["conv1.weight"] = stem.mean(dim=1, keepdim=True).expand_as(ours) * (
+            state["conv1.weight"] = stem.mean(dim=1, keepdim=True).expand(-1, ours.shape[1], -1, -1) * (
                 stem.shape[1] / ours.shape[1]
             )
         load_strictly(
             self.network,
             state,
-            what=f"the weights '{weights}', for {self.architecture},",
-            way_out="choose the encoder they were trained with, or weights: none",
+            what=f"{what}, for {_name(type(self))},",
+            way_out=f"{_belonging(state)}choose the encoder they were trained with, or weights: none",
         )
 
 
@@ -104,34 +128,32 @@ class ResNet152(ResNet):
     architecture = "resnet152"
 
 
-def _stem(channels: int, *, small: bool) -> nn.Conv2d:
+def _stem(channels: int, width: int, *, small: bool) -> nn.Conv2d:
     if small:
-        conv = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        conv = nn.Conv2d(channels, width, kernel_size=3, stride=1, padding=1, bias=False)
     else:
-        conv = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        conv = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
-def _read_weights(weights: str, architecture: str) -> dict[str, Tensor]:
-    way_out = "give the path of a downloaded file, or train from scratch with weights: none"
-    url = weights
-    if weights == "imagenet":
-        url = torchvision.models.get_model_weights(architecture).DEFAULT.url
-    try:
-        if url.startswith(("http://", "https://", "file://")):
-            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-        elif Path(url).is_file():
-            state = torch.load(url, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(
-                f"no weights file '{weights}' (expected none, imagenet, a path or a URL); {way_out}"
-            )
-    except UserError:
-        raise
-    except Exception as error:  # network, disk and unpickling errors share no base
-        raise UserError(f"cannot read the weights {url}: {error}; {way_out}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"the weights {url} are not a state dict of tensors; {way_out}")
-    return state
+def _residual_encoders() -> dict[str, type[ResNet]]:
+    """Name -> class of the residual networks that the library brings."""
+    classes = {name: registry.ENCODERS.load(name) for name in registry.ENCODERS.builtin if "resne" in name}
+    return {name: cls for name, cls in classes.items() if issubclass(cls, ResNet)}
+
+
+def _name(cls: type[ResNet]) -> str:
+    return next((name for name, known in _residual_encoders().items() if known is cls), cls.__name__)
+
+
+def _belonging(state: Mapping[str, Tensor]) -> str:
+    """``"they are resnet18's: "`` where the names and shapes tell, else nothing."""
+    shapes = {key: value.shape for key, value in state.items() if not key.startswith("conv1.")}
+    for name, cls in _residual_encoders().items():
+        with torch.device("meta"):
+            network = cls.build()
+        own = {key: value.shape for key, value in network.state_dict().items()}
+        if shapes == {key: shape for key, shape in own.items() if not key.startswith(("conv1.", "fc."))}:
+            return f"they are {name}'s: "
+    return ""

@@ -33,6 +33,8 @@ class ResNet18Wave(nn.Module):
         kernel: Annotated[int, Field(ge=1)] = 3
         strides: tuple[int, int, int, int] = (1, 4, 4, 4)
         """Stride of each stage's first block."""
+        zero_init_residual: bool = False
+        """Start every residual block as the identity."""
 
     def __init__(self, config: Config, spec: InputSpec, *, pretrained: bool = True) -> None:
         super().__init__()
@@ -63,6 +65,8 @@ class ResNet18Wave(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv1d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock1d) and config.zero_init_residual:
+                nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Representation ``(n, out_features)`` of waveforms ``(n, channels, samples)``."""

@@ -1,12 +1,131 @@
-"""Loading weights strictly, with a message a person can read when they do not fit."""
+"""Weights from elsewhere: read as data alone, checked, and loaded strictly.
+
+A file that is fetched is kept in the cache folder, by its whole address: the authors' ``resnet50.pth`` and anybody
+else's are two files.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import torch
+import torchvision
 from torch import Tensor, nn
 
+from mmvicreg import registry
+from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError
+
+WAY_OUT = "give the path of a downloaded file, or train from scratch with weights: none"
+AUTHORS_PREFIX = "module.backbone."
+"""Of the encoder's names in the checkpoints that the authors' training writes."""
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """The state dict in a file: ``.safetensors``, or what ``torch.save`` wrote, of which no code is ever run.
+
+    A state dict may lie under the key ``state_dict``. Of the authors' full checkpoints (``*_fullckpt.pth``) the
+    encoder's part is taken.
+
+    Args:
+        source: a path, or a URL that is fetched once and kept in the cache.
+
+    Raises:
+        UserError: no such file, a server that refuses, a file that is truncated, holds code or is no state dict,
+            or a tensor that is not finite.
+    """
+    path = _local(source)
+    state = _read(path, source)
+    if isinstance(state, dict) and isinstance(state.get("model"), dict) and "conv1.weight" not in state:
+        inner = {
+            key.removeprefix(AUTHORS_PREFIX): value
+            for key, value in state["model"].items()
+            if str(key).startswith(AUTHORS_PREFIX)
+        }
+        state = inner or state["model"]
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"the weights {source} are not a state dict of tensors; {WAY_OUT}")
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"the weights {source} hold NaN or infinity in {_some(bad)}; {WAY_OUT}")
+    return state
+
+
+def imagenet_url(architecture: str) -> str:
+    """Where torchvision's newest ImageNet weights of an architecture are.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        return str(torchvision.models.get_model_weights(architecture).DEFAULT.url)
+    except ValueError as error:
+        raise UserError(
+            f"torchvision has no ImageNet weights for {architecture}; give the path or URL of a state dict, or "
+            "weights: none"
+        ) from error
+
+
+def fetch(url: str) -> Path:
+    """The file at a URL, from the cache folder where it is there already; a broken transfer is continued.
+
+    A name that ends in a part of its checksum (``resnet50-0676ba61.pth``, as torchvision's do) is checked by it.
+
+    Raises:
+        UserError: the server refuses or keeps failing, there is no room, or the checksum is wrong.
+    """
+    name = Path(unquote(urlsplit(url).path)).name or "weights"
+    folder = cache_folder() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / name
+    if path.is_file():
+        return path
+    downloader = registry.DOWNLOADERS.load("http")
+    downloader(moved=WAY_OUT).fetch(url, path)
+    told = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if told is not None:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if not found.startswith(told[1]):
+            path.unlink()
+            raise UserError(
+                f"{url} came with the sha256 {found[: len(told[1])]}..., and its name says {told[1]}; it was "
+                f"removed: try again, or {WAY_OUT}"
+            )
+    return path
+
+
+def _local(source: str) -> Path:
+    if source.startswith(("http://", "https://")):
+        return fetch(source)
+    path = Path(unquote(urlsplit(source).path) if source.startswith("file://") else source).expanduser()
+    if not path.is_file():
+        raise UserError(f"no weights file '{source}' (expected none, imagenet, a path or a URL); {WAY_OUT}")
+    return path
+
+
+def _read(path: Path, source: str) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # disk, zip, pickle, torch and safetensors errors share no base
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it holds code or unknown objects, which are never run"
+        else:
+            reason = "it is truncated or not a file of weights"
+        where = f" (fetched to {path}; remove that file to fetch it anew)" if "://" in source else ""
+        raise UserError(f"cannot read the weights {source}{where}: {reason}; {WAY_OUT}") from error
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str) -> None:

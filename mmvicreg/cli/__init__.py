@@ -10,6 +10,7 @@ import mmvicreg.cli.bench as bench
 import mmvicreg.cli.data as data
 import mmvicreg.cli.embed as embed
 import mmvicreg.cli.evaluate as evaluate
+import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.train as train
 from mmvicreg.errors import UserError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.add_typer(evaluate.app, name="eval")
+app.command("sweep")(sweep.sweep)
 app.command("embed")(embed.embed)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

@@ -111,6 +111,30 @@ def input_(
         _tell(pictures.rows(seen, wanted), pictures.table(seen, wanted), json_file)
 
 
+@app.command("lars")
+def lars(
+    width: Annotated[int, typer.Option(help="Of the expander's three layers.")] = 8192,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each, in turns.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", help="Write the rows as JSON; '-' prints them instead of the table.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """A step of LARS on a ResNet-50 and its expander (175 M weights, 4.2 GB) against the authors' loop.
+
+    Seconds, memory beyond weights, gradients and momenta, and whether the weights stay equal.
+    """
+    from mmvicreg.bench import lars as bench
+
+    _check_folder(json_file)
+    wanted = bench.Settings(width=width, repeats=repeats, device=device)
+    found = bench.bench_lars(wanted)
+    _tell(bench.rows(found, wanted), bench.table(found, wanted), json_file)
+
+
 def _check_folder(json_file: str | None) -> None:
     """Refuse a file that could not be written before anything is measured."""
     if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():

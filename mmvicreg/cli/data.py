@@ -42,6 +42,7 @@ def list_datasets(
 
     from mmvicreg import registry
     from mmvicreg.data.card import card_of
+    from mmvicreg.datasets import OWN_DATA
     from mmvicreg.errors import UserError
 
     table = Table("name", "pairs", "licence", "looked for in", "there")
@@ -52,8 +53,8 @@ def list_datasets(
         except UserError:
             table.add_row(name, "", "", str(place), _presence(place))
             continue
-        if name in ("manifest", "audio-folder"):
-            where = "--data-root FILE" if name == "manifest" else "--data-root DIR"
+        if name in OWN_DATA:
+            where = "--data-root " + ("FILE" if "FILE" in OWN_DATA[name] else "DIR")
             table.add_row(name, ", ".join(card.pairs), card.licence, where, "")
             continue
         there = _presence(place)
@@ -81,6 +82,7 @@ def info(name: Name, root: Root = None) -> None:
         "source": "\n".join(card.source),
         "licence": card.licence,
         "splits": ", ".join(card.splits),
+        "classes": "" if card.classes is None else f"{card.classes:,}",
         "citation": card.citation,
         "by hand": card.manual,
         "looked for in": f"{place} ({'there' if _presence(place) == 'yes' else 'not there'})",
@@ -132,6 +134,10 @@ def download(
         str | None,
         typer.Option("--layout", help="Which published layout (see `data info`). Default: the first."),
     ] = None,
+    unchecked: Annotated[
+        bool,
+        typer.Option("--unchecked", help="Take what comes, whatever its size and checksum (a part, say)."),
+    ] = False,
 ) -> None:
     """Download a data set: resumed where it stopped, checked against its card, unpacked."""
     from mmvicreg.data.card import card_of
@@ -139,7 +145,7 @@ def download(
 
     card = card_of(name)
     place = _place(name, root)
-    for line in Downloader(mirror=mirror).get(card, place, layout=layout):
+    for line in Downloader(mirror=mirror, checked=not unchecked).get(card, place, layout=layout):
         typer.echo(line)
     if card.manual:
         typer.echo(f"Still to do by hand: {card.manual}")
@@ -154,12 +160,15 @@ def verify(name: Name, root: Root = None) -> None:
     from mmvicreg.data.verify import verify as run
 
     report = run(name, _place(name, root))
-    table = Table(
-        "split", "published", "listed", "readable", title=f"{name} at {report.root}", title_justify="left"
-    )
+    columns = ["split", "published", "listed", "readable"]
+    each = report.captions_each
+    if any(split.captions for split in report.splits):
+        columns += ["captions", *([f"the first {each} of each"] if each else [])]
+    table = Table(*columns, title=f"{name} at {report.root}", title_justify="left")
     for split in report.splits:
         published = "" if split.published is None else f"{split.published:,}"
-        table.add_row(split.split, published, f"{split.listed:,}", f"{split.readable:,}")
+        numbers = (split.listed, split.readable, split.captions, split.judged)
+        table.add_row(*[split.split, published, *(f"{n:,}" for n in numbers)][: len(columns)])
     _console().print(table)
     report.check()
     typer.echo(f"{name} is whole")

@@ -27,11 +27,15 @@ def embed(
     ] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine that share the work.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    on_bad_sample: Annotated[
+        str, typer.Option(help="A sample that cannot be decoded: error, or skip, which leaves it out.")
+    ] = "error",
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
     """Write what every branch makes of a split: a vector and an id per row."""
     from mmvicreg.embed import embed as write_embeddings
     from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
     write_embeddings(
         open_run(run),
@@ -44,6 +48,7 @@ def embed(
         devices=devices,
         device=device,
         force=force,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
     )
     if os.environ.get("RANK", "0") == "0":
         typer.echo(str(out))

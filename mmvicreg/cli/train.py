@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mmvicreg.config import Recipe
 
 
+_MOVABLE = {"dataset.root", "dataset.on_bad_sample"}
+"""What a resumed run may be told anew, besides its folder."""
+
+
 def train(
     pair: Annotated[
         str | None, typer.Option(help="What is paired: image-text, wave-mel, image-image.")
@@ -43,6 +47,12 @@ def train(
             help="Samples in memory at once per process; the whole batch is trained exactly all the same."
         ),
     ] = None,
+    on_bad_sample: Annotated[
+        str | None,
+        typer.Option(
+            help="A sample that cannot be decoded: error (default), or skip, which puts another in its place."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, or fp64 for checking.")] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
@@ -55,6 +65,13 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, dotted.")
     ] = None,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BRANCH=RUN",
+            help="Start a branch's encoder from a run's branch of that name, or from a file or URL of weights.",
+        ),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")
     ] = False,
@@ -63,19 +80,21 @@ def train(
     overrides: dict[str, Any] = {
         "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
         "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),
+        "dataset.on_bad_sample": on_bad_sample,
         "objective": method,
         "training.epochs": epochs,
         "training.batch_size": batch_size,
         "training.micro_batch": micro_batch,
         "training.precision": precision,
         "seed": seed,
+        **dict(_init(text) for text in init or ()),
     }
     asked = {key: value for key, value in overrides.items() if value is not None}
     if (
         pair is None
         and resume
         and out is not None
-        and not (dataset or recipe or settings or asked.keys() - {"dataset.root"})
+        and not (dataset or recipe or settings or asked.keys() - _MOVABLE)
     ):
         resolved = _recipe_of(out, asked)
     else:
@@ -135,14 +154,14 @@ def _recipe(
 
 
 def _recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
-    """The recipe of the run to be resumed, its data perhaps moved."""
+    """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
     from mmvicreg.runs import open_run
 
     recipe = open_run(out).recipe
-    if "dataset.root" not in overrides:
-        return recipe
-    dataset = recipe.dataset.model_copy(update={"root": overrides["dataset.root"]})
-    return recipe.model_copy(update={"dataset": dataset})
+    update = {key.removeprefix("dataset."): value for key, value in overrides.items()}
+    if update.get("on_bad_sample", "error") not in ("error", "skip"):
+        raise UserError(f"--on-bad-sample is error or skip, not '{update['on_bad_sample']}'")
+    return recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update=update)})
 
 
 def _folds(recipe: Recipe) -> dict[int, Recipe]:
@@ -172,6 +191,14 @@ def _check_fold(recipe: Recipe) -> None:
         raise UserError(
             f"--fold: {recipe.dataset.name} is not in folds (it has {', '.join(dataset.splits())})"
         )
+
+
+def _init(text: str) -> tuple[str, dict[str, str]]:
+    """``image=RUN`` as the key of the recipe and its value."""
+    branch, equals, source = text.partition("=")
+    if not (branch and equals and source):
+        raise UserError(f"--init expects BRANCH=RUN, or BRANCH=FILE of weights; got '{text}'")
+    return f"branches.{branch}.init", {"source": source}
 
 
 def _fold(fold: str) -> int | str:

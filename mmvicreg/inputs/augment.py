@@ -64,6 +64,8 @@ class Augmentation(Strict):
     """Probability of a Gaussian blur: one number, or one for each view (the last for any further)."""
     sigma: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0, le=20)]] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, pixels."""
+    blur_radius: Annotated[int, Field(ge=1)] | None = None
+    """Pixels that the blur reaches at most, k for a kernel of 2 k + 1; null: three standard deviations."""
     solarise: PerView = (0.0,)
     """Probability of inverting the values from 128 up: one number, or one for each view."""
 
@@ -103,6 +105,7 @@ class Changes(NamedTuple):
         grey: whether colours are dropped.
         sigma: of the blur, pixels; 0 for none.
         solarise: whether bright values are inverted.
+        radius: pixels that the blur reaches.
     """
 
     order: list[tuple[int, ...]]
@@ -110,6 +113,7 @@ class Changes(NamedTuple):
     grey: list[bool]
     sigma: list[float]
     solarise: list[bool]
+    radius: list[int]
 
 
 def draw_changes(config: Augmentation, draws: Tensor, view: Tensor) -> Changes:
@@ -126,12 +130,14 @@ def draw_changes(config: Augmentation, draws: Tensor, view: Tensor) -> Changes:
     factors = torch.where(u[:, :1] < config.jitter, neutral + spread * (2 * u[:, 2:6] - 1), neutral)
     low, high = config.sigma
     blurred = u[:, 7] < _of_view(config.blur, view)
+    sigma = torch.where(blurred, low + (high - low) * u[:, 8], 0.0)
     return Changes(
         order=[ORDERS[i] for i in (u[:, 1] * len(ORDERS)).long().tolist()],
         factors=factors.tolist(),
         grey=(u[:, 6] < config.grayscale).tolist(),
-        sigma=torch.where(blurred, low + (high - low) * u[:, 8], 0.0).tolist(),
+        sigma=sigma.tolist(),
         solarise=(u[:, 9] < _of_view(config.solarise, view)).tolist(),
+        radius=[min(reach(each), config.blur_radius or reach(each)) for each in sigma.tolist()],
     )
 
 
@@ -166,7 +172,8 @@ def _augment_(x: Tensor, changes: Changes) -> None:
             ]
             _change_rows(x, adjust_, factors, NEUTRAL[kind])
     _change_rows(x, lambda rows, _: grey_(rows), changes.grey, False)
-    _change_rows(x, blur_, changes.sigma, 0.0)
+    blurs = list(zip(changes.sigma, changes.radius, strict=True))
+    _change_rows(x, blur_, blurs, (0.0, 0))
     _change_rows(x, lambda rows, _: solarise_(rows), changes.solarise, False)
 
 
@@ -231,16 +238,21 @@ def grey_(x: Tensor) -> Tensor:
     return x.copy_(luminance(x))
 
 
-def blur_(x: Tensor, sigmas: list[float]) -> Tensor:
-    """Blur each picture by a Gaussian cut at 3 sigma, in place; the picture's edge goes on beyond it.
+def reach(sigma: float) -> int:
+    """The radius, pixels, at which a Gaussian is cut where nothing else is said: three standard deviations."""
+    return math.ceil(3 * sigma)
+
+
+def blur_(x: Tensor, blurs: list[tuple[float, int]]) -> Tensor:
+    """Blur each picture by a Gaussian of (sigma, radius), in place; the picture's edge goes on beyond it.
 
     As shifted sums of rows, then of columns: several times faster on a CPU than a convolution.
     """
-    sigma = torch.tensor(sigmas, dtype=torch.float64)[:, None]
-    radius = math.ceil(3 * max(sigmas))
+    sigma, radii = torch.tensor(blurs, dtype=torch.float64)[:, :, None].unbind(1)
+    radius = max(each for _, each in blurs)
     offset = torch.arange(radius + 1)
-    # cut at its own 3 sigma, not at the widest of the batch: a picture must not depend on its neighbours
-    weights = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset <= (3 * sigma).ceil())
+    # cut at its own radius, not at the widest of the batch: a picture must not depend on its neighbours
+    weights = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset <= radii)
     weights /= 2 * weights.sum(dim=1, keepdim=True) - weights[:, :1]
     taps = [_Tap(column, x) for column in weights.unbind(1)]
     for dim in (2, 3):

@@ -36,6 +36,7 @@ class InputSpec:
     Attributes:
         kind: what it is: ``image``, ``text``, ``audio``; behind a frontend also ``waveform``, ``spectrogram``.
         channels: channels of a picture, spectrogram or waveform.
+        size: side of a square picture, pixels.
         augmented: its colours were augmented in the loader already.
         vocabulary: number of token ids.
         model_config: a ``transformers`` configuration, for encoders that bring their own tokenizer.
@@ -43,6 +44,7 @@ class InputSpec:
 
     kind: str = ""
     channels: int = 0
+    size: int = 0
     augmented: bool = False
     vocabulary: int = 0
     model_config: Mapping[str, Any] | None = None

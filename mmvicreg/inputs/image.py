@@ -20,7 +20,7 @@ from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import Input, InputSpec, Item, draws
-from mmvicreg.samples import Sample
+from mmvicreg.samples import File, Sample
 
 
 class ImageInput(Input):
@@ -86,15 +86,17 @@ class ImageInput(Input):
         return {"pixels": pixels, "draws": drawn}
 
     def spec(self) -> InputSpec:
-        """Three channels."""
-        return InputSpec("image", channels=3, augmented=self.config.worker_augmentation.active)
+        """Three channels of a square."""
+        return InputSpec(
+            "image", channels=3, size=self.config.size, augmented=self.config.worker_augmentation.active
+        )
 
     def _eval_fraction(self) -> float:
         resize = self.config.eval_resize or round(self.config.size * 256 / 224)
         return min(1.0, self.config.size / resize)
 
 
-def decode_image(path: Path) -> Image.Image:
+def decode_image(path: File) -> Image.Image:
     """Read a picture of any mode as upright RGB: of an animation the first frame, of 16 bits the high byte.
 
     Transparency is dropped and the colours under it are kept. The one place where pictures are decoded.
@@ -104,7 +106,8 @@ def decode_image(path: Path) -> Image.Image:
     """
     try:
         # what PIL warns of (broken EXIF, transparent palettes) would be said again in every epoch
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        source = path if isinstance(path, Path) else path.open()
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as image:
             image.load()
             with suppress(Exception):  # EXIF that cannot be read says nothing against the pixels
                 ImageOps.exif_transpose(image, in_place=True)

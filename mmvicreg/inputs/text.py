@@ -69,6 +69,20 @@ class TextInput(Input):
         else:
             self._tokenizer = SentencePieceTokenizer.train(captions, vocabulary=self.config.vocabulary)
 
+    def survey(self, samples: Sequence[Sample]) -> list[str]:
+        """Count captions that say nothing in this vocabulary, which an encoder could not tell from one another."""
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return []
+        captions = [caption for sample in samples for caption in sample.captions]
+        lost = [caption for caption in captions if not self.tokenizer.knows(caption)]
+        if not lost:
+            return []
+        return [
+            f"warning: {len(lost):,} of {len(captions):,} training captions hold no word that occurs "
+            f"{self.config.min_count} times, such as '{lost[0].strip()}': lower inputs.text.min_count, or set "
+            "inputs.text.tokenizer to sentencepiece (for text without spaces between words, say)"
+        ]
+
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``ids``: int64 ``(length,)``; ``length``: int64 scalar."""
         if not sample.captions:
@@ -98,7 +112,18 @@ class TextInput(Input):
         return {"tokenizer": self.tokenizer.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the tokenizer."""
+        """Restore the tokenizer.
+
+        Raises:
+            UserError: it is of another kind than the recipe asks for, so of another run.
+        """
+        kind = state["tokenizer"]["kind"]
+        if kind != self.config.tokenizer:
+            raise UserError(
+                f"the checkpoint's vocabulary is of the tokenizer '{kind}' and the recipe's of "
+                f"'{self.config.tokenizer}': they are not of one run; put the checkpoint or the recipe.yaml back "
+                "that belong together"
+            )
         self._tokenizer = restore(state["tokenizer"])
 
     def spec(self) -> InputSpec:

@@ -64,6 +64,10 @@ class WordTokenizer(Tokenizer):
         """See :class:`Tokenizer`."""
         return [BEGIN, *(self._ids.get(word, UNKNOWN) for word in split_words(text)), END]
 
+    def knows(self, text: str) -> bool:
+        """Whether any word of the text (marks aside) is in the vocabulary."""
+        return any(word in self._ids for word in split_words(text) if word[0].isalnum() or word[0] == "_")
+
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`Tokenizer`."""
         return " ".join(self.words[i] for i in ids if i not in (PAD, BEGIN, END))

@@ -22,6 +22,16 @@ def top_k_accuracy(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.inte
     Raises:
         UserError: shapes that do not fit, no samples, a NaN score, a label out of range, ``k < 1``.
     """
+    return 100.0 * float(class_credit(scores, labels, k=k).mean())
+
+
+def class_credit(
+    scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], *, k: int = 1
+) -> npt.NDArray[np.float64]:
+    """Each sample's part in :func:`top_k_accuracy` ``(n,)``: 1 for a hit, 0 for none, between them for a tie.
+
+    Arguments and errors are those of :func:`top_k_accuracy`.
+    """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 2 or labels.shape != (len(scores),) or not scores.size:
         raise UserError(f"expected scores (n, C) and labels (n,), got {scores.shape} and {labels.shape}")
@@ -36,4 +46,4 @@ def top_k_accuracy(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.inte
     true = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
     better = (scores > true).sum(1)
     tied = (scores == true).sum(1)  # the true class among them
-    return 100.0 * float(np.clip((k - better) / tied, 0.0, 1.0).mean())
+    return np.asarray(np.clip((k - better) / tied, 0.0, 1.0))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mmvicreg.errors import UserError
 from mmvicreg.metrics.scores import (
     TILE,
+    Floats,
     Geometry,
     Integers,
     Similarity,
@@ -47,6 +50,33 @@ def nearest_candidates(
     Raises:
         UserError: as :func:`~mmvicreg.metrics.retrieval_ranks`; ``k`` below 1.
     """
+    x, y = checked_vectors(queries, candidates, similarity=similarity, block=block)
+    first, last = checked_rows(rows, len(x))
+    found = np.empty((last - first, min(k, len(y))), np.int64)
+    for part, places, _ in nearest_blocks(x, y, k, similarity=similarity, block=block, rows=(first, last)):
+        found[part] = places
+    return found
+
+
+def nearest_blocks(
+    queries: Vectors,
+    candidates: Vectors,
+    k: int,
+    *,
+    similarity: Similarity = "cosine",
+    block: int = 256,
+    rows: tuple[int, int] | None = None,
+) -> Iterator[tuple[slice, Integers, Floats]]:
+    """What :func:`nearest_candidates` finds, a block of queries at a time, with the scores.
+
+    Yields:
+        Where the block lies among the queries asked for; rows of ``candidates`` ``(b, min(k, c))`` int64, best
+        first; their scores ``(b, min(k, c))`` float64, to ``2^-44`` of the largest or to their rounding. Cosines
+        are of the vectors; other similarities' scores are scaled by a power of two.
+
+    Raises:
+        UserError: as :func:`nearest_candidates`.
+    """
     if k < 1:
         raise UserError(f"the number of candidates to keep must be at least 1, got {k}")
     x, y = checked_vectors(queries, candidates, similarity=similarity, block=block)
@@ -54,7 +84,6 @@ def nearest_candidates(
     geometry = Geometry.fit(similarity, x, y, block)
     longest = max(float(geometry.captions(part)[1].max()) for _, part in blocks(y, TILE))
     k = min(k, len(y))
-    found = np.empty((last - first, k), np.int64)
     for part, raw in blocks(x[first:last], block):
         query, lengths = geometry.images(raw)
         step = np.maximum(geometry.rounding(lengths, longest), _FINEST * geometry.largest(lengths, longest))
@@ -64,8 +93,7 @@ def nearest_candidates(
             new = np.rint(query @ geometry.captions(others)[0].T / step).astype(np.int64)
             place = np.broadcast_to(np.arange(tile.start, tile.stop), new.shape)
             scores, places = _best(np.hstack([scores, new]), np.hstack([places, place]), k)
-        found[part] = places
-    return found
+        yield part, places, scores * step
 
 
 def _best(scores: Integers, places: Integers, k: int) -> tuple[Integers, Integers]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_VIEW, _ORDER, _STEP, _WEIGHTS = 1, 2, 3, 4
+_VIEW, _ORDER, _STEP, _WEIGHTS, _SUBSTITUTE = 1, 2, 3, 4, 5
 
 
 def view_rng(seed: int, epoch: int, sample: int, view: int) -> np.random.Generator:
@@ -21,6 +21,11 @@ def view_rng(seed: int, epoch: int, sample: int, view: int) -> np.random.Generat
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of ``n`` samples, int64."""
     return np.random.default_rng([_ORDER, seed, epoch]).permutation(n)
+
+
+def substitute(seed: int, epoch: int, row: int, attempt: int, n: int) -> int:
+    """The row, of ``n``, that takes the place of one that cannot be read; ``attempt`` of those tried, from 0."""
+    return int(np.random.default_rng([_SUBSTITUTE, seed, epoch, row, attempt]).integers(n))
 
 
 def seed_step(seed: int, step: int, process: int) -> None:

@@ -26,18 +26,10 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], *, keep: i
         UserError: the disk is full or cannot be written; older checkpoints are kept.
     """
     path = folder / f"step-{step:09d}.pt"
-    temporary = path.with_suffix(".tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _flush_folder(folder)
+        save_data(path, content)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the checkpoint {path}: {error}. Earlier checkpoints are kept; free some space and "
             "continue with --resume"
@@ -45,6 +37,26 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], *, keep: i
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path
+
+
+def save_data(path: Path, content: dict[str, Any]) -> None:
+    """Write plain data and tensors to ``path``, whole or not at all; :func:`load_checkpoint` reads it.
+
+    Raises:
+        OSError, RuntimeError: the disk is full or cannot be written; nothing of it is left behind.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -7,12 +7,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from mmvicreg.config import Recipe, differences
+from mmvicreg.branches.init import pin, pin_as, settle
+from mmvicreg.config import Recipe, differences, dump_recipe
 from mmvicreg.errors import UserError
-from mmvicreg.runs import Run, check_free, create_run, open_run
+from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
     World,
@@ -26,6 +28,9 @@ from mmvicreg.training.distributed import (
 from mmvicreg.training.log import say
 from mmvicreg.training.processes import Stopped, start_processes
 from mmvicreg.training.setup import resolve_precision
+
+if TYPE_CHECKING:
+    from mmvicreg.training.loop import Trainer
 
 
 @dataclass(frozen=True)
@@ -82,14 +87,23 @@ def _worker(launch: Launch) -> None:
     try:
         run = _together(world, lambda: _plan(launch, world.device))
         trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
-        if not launch.resume:
+        if launch.resume:
+            _together(world, lambda: _keep_recipe(run))
+        else:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
-            _together(world, lambda: create_run(run.path, run.recipe))
+            _together(world, lambda: _create(run, trainer))
         stopped_by = trainer.train().stopped_by
     finally:
         leave_world()
     if stopped_by is not None:
         raise Stopped(stopped_by)
+
+
+def _create(run: Run, trainer: Trainer) -> Run:
+    """Make the run's folder, with what its encoders start from."""
+    made = create_run(run.path, run.recipe)
+    made.save_initial(trainer.model)
+    return made
 
 
 def _together(world: World, action: Callable[[], Run]) -> Run:
@@ -112,28 +126,40 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         if launch.recipe is None:
             raise UserError("a new run needs a pair: mmvicreg train --pair image-text --dataset shapes")
         check_free(launch.out)
-        return Run(launch.out, _resolve(launch.recipe, device))
+        return Run(launch.out, pin(_resolve(launch.recipe, device)))
     run = open_run(launch.out)
     if launch.recipe is not None:
-        asked = _resolve(launch.recipe, device)
+        asked = pin_as(_resolve(launch.recipe, device), run.recipe)
         # data may have been moved, and "auto" was resolved where the run began
         if launch.recipe.training.precision == "auto":
             asked = _with_precision(asked, run.recipe.training.precision)
-        changed = [d for d in differences(run.recipe, asked) if not d.startswith("dataset.root:")]
+        free = ("dataset.root:", "dataset.on_bad_sample:")  # neither changes a step that was taken
+        changed = [d for d in differences(run.recipe, asked) if not d.startswith(free)]
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
                 f"the run {launch.out} was started with another recipe ({shown}); give the same one, name only "
                 "--resume --out, or choose another --out"
             )
-        dataset = run.recipe.dataset.model_copy(update={"root": launch.recipe.dataset.root})
-        if launch.recipe.dataset.root is not None:
-            return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+        given = launch.recipe.dataset
+        root = given.root if given.root is not None else run.recipe.dataset.root
+        update = {"root": root, "on_bad_sample": given.on_bad_sample}
+        dataset = run.recipe.dataset.model_copy(update=update)
+        return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+    return run
+
+
+def _keep_recipe(run: Run) -> Run:
+    """Write down that a resumed run handles bad samples otherwise than it began."""
+    before = open_run(run.path).recipe
+    if before.dataset.on_bad_sample != run.recipe.dataset.on_bad_sample:
+        dataset = before.dataset.model_copy(update={"on_bad_sample": run.recipe.dataset.on_bad_sample})
+        write_whole(run.path / RECIPE, dump_recipe(before.model_copy(update={"dataset": dataset})))
     return run
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:
-    return _with_precision(recipe, resolve_precision(recipe.training.precision, device))
+    return settle(_with_precision(recipe, resolve_precision(recipe.training.precision, device)))
 
 
 def _with_precision(recipe: Recipe, precision: str) -> Recipe:

@@ -13,10 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmvicreg.branches.model import Batch, build_graph, view_key
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input, Item
+from mmvicreg.inputs.base import Input, Item, NotPreparedError
 from mmvicreg.samples import Sample
-from mmvicreg.training.addressing import epoch_order, view_rng
+from mmvicreg.skipped import Skipped
+from mmvicreg.training.addressing import epoch_order, substitute, view_rng
 from mmvicreg.training.log import say
+
+ATTEMPTS = 20
+"""Rows tried in the place of one that cannot be read, before the data counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -26,55 +30,100 @@ class Failure:
     message: str
 
 
-class ViewDataset(Dataset["tuple[int, dict[str, Item] | Failure]"]):
+@dataclass
+class Loaded:
+    """A batch, and which samples it should have held but others took their place."""
+
+    batch: Batch
+    skipped: tuple[Skipped, ...] = ()
+
+    def pin_memory(self) -> Loaded:
+        """Called by the data loader's pinning thread."""
+        return Loaded(self.batch.pin_memory(), self.skipped)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as a worker read it: the sample it came from, its views, and those that could not be read."""
+
+    index: int
+    views: dict[str, Item]
+    skipped: tuple[Skipped, ...] = ()
+
+
+class ViewDataset(Dataset["Row | Failure"]):
     """Views of the training samples, addressed by (epoch, row).
 
     A row is a sample, or a pair of a sample and one of its captions when every caption is used each epoch.
+    With ``dataset.on_bad_sample: skip`` a row that cannot be read is replaced by another, which its address
+    chooses; that one may be in the same batch already, with a probability of about batch / rows.
     """
 
     def __init__(self, recipe: Recipe, inputs: Mapping[str, Input], samples: Sequence[Sample]) -> None:
-        self.samples = list(samples)
+        self.samples = samples  # as it is: a million of them may be listed in less than a list takes
         self.inputs = dict(inputs)
         self.seed = recipe.seed
+        self.attempts = ATTEMPTS if recipe.dataset.on_bad_sample == "skip" else 0
         self.keys = sorted({view_key(recipe, node) for node in build_graph(recipe).nodes})
         self.views: dict[str, list[int]] = {}
         for key in self.keys:
             name, _, view = key.partition("/")
             self.views.setdefault(name, []).append(int(view))
-        self.rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(self.samples))]
+        self.rows: list[tuple[int, int]] | None = None
+        """Sample and caption; None: a row is a sample."""
         if recipe.dataset.captions == "all" and "text" in self.inputs:
             self.rows = [(i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions))]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples) if self.rows is None else len(self.rows)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[int, dict[str, Item] | Failure]:
-        """The views of one row in one epoch."""
+    def __getitem__(self, address: tuple[int, int]) -> Row | Failure:
+        """The views of one row in one epoch, or of the row that takes its place."""
         epoch, row = address
-        index, caption = self.rows[row]
-        views: dict[str, Item] = {}
-        try:
-            for name, numbers in self.views.items():
-                rngs = {view: view_rng(self.seed, epoch, row, view) for view in numbers}
-                loaded = self.inputs[name].load_views(self.samples[index], rngs, caption=caption)
-                for view, item in loaded.items():
-                    views[f"{name}/{view}"] = {**item, "view": torch.tensor(view)}
-        except UserError as error:
-            return index, Failure(str(error))
-        return index, views
+        skipped: list[Skipped] = []
+        chosen = row
+        for attempt in range(self.attempts + 1):
+            index, _ = self._row(chosen)
+            try:
+                return Row(index, self._read(epoch, row, chosen), tuple(skipped))
+            except UserError as error:
+                if not self.attempts:
+                    return Failure(str(error))
+                skipped.append(Skipped.of(self.samples[index], str(error)))
+            chosen = substitute(self.seed, epoch, row, attempt, len(self))
+        return Failure(
+            f"{len(skipped)} samples in a row cannot be read, which is no longer a matter of skipping some; the "
+            f"first: {skipped[0].reason}"
+        )
 
-    def collate(self, items: Sequence[tuple[int, dict[str, Item] | Failure]]) -> Batch | Failure:
+    def _row(self, row: int) -> tuple[int, int | None]:
+        """Position in ``samples``, and which caption: None where the address draws it."""
+        return (row, None) if self.rows is None else self.rows[row]
+
+    def _read(self, epoch: int, row: int, chosen: int) -> dict[str, Item]:
+        """Views of the row ``chosen`` as ``row``'s address draws them: no copy of its own in the same epoch."""
+        index, caption = self._row(chosen)
+        views: dict[str, Item] = {}
+        for name, numbers in self.views.items():
+            rngs = {view: view_rng(self.seed, epoch, row, view) for view in numbers}
+            loaded = self.inputs[name].load_views(self.samples[index], rngs, caption=caption)
+            for view, item in loaded.items():
+                views[f"{name}/{view}"] = {**item, "view": torch.tensor(view)}
+        return views
+
+    def collate(self, items: Sequence[Row | Failure]) -> Loaded | Failure:
         """Stack the views of a batch; a failure of any sample is the failure of the batch."""
-        whole: list[dict[str, Item]] = []
-        for _, item in items:
+        whole: list[Row] = []
+        for item in items:
             if isinstance(item, Failure):
                 return item
             whole.append(item)
         views = {
-            key: self.inputs[key.partition("/")[0]].collate([item[key] for item in whole])
+            key: self.inputs[key.partition("/")[0]].collate([item.views[key] for item in whole])
             for key in self.keys
         }
-        return Batch(torch.tensor([index for index, _ in items]), views)
+        batch = Batch(torch.tensor([item.index for item in whole]), views)
+        return Loaded(batch, tuple(one for item in whole for one in item.skipped))
 
 
 class AddressedBatches(Sampler["list[tuple[int, int]]"]):
@@ -128,9 +177,11 @@ class TrainingLoader:
             raise UserError(
                 f"a global batch of {size} does not divide among {world_size} processes; choose a multiple"
             )
+        self.skipped: dict[str, Skipped] = {}
+        """What could not be read so far, by its id: of this process's part, since the run began or was resumed."""
         for source in inputs.values():
-            for note in source.prepare(samples):  # said by the process that did it
-                say(note)
+            for note in prepare(source, samples, skip=recipe.dataset.on_bad_sample == "skip"):
+                say(note)  # by the process that did it
             source.train_on(samples)
         self.batches = AddressedBatches(
             len(dataset), size, seed=recipe.seed, rank=rank, world_size=world_size
@@ -157,14 +208,29 @@ class TrainingLoader:
             UserError: a sample could not be read.
         """
         self.batches.begin(epoch, start)
-        for batch in self._loader:
-            if isinstance(batch, Failure):
-                raise UserError(batch.message)
-            yield batch
+        for loaded in self._loader:
+            if isinstance(loaded, Failure):
+                raise UserError(
+                    f"{loaded.message} (or go on without what cannot be read: --on-bad-sample skip)"
+                )
+            self.skipped |= {one.id: one for one in loaded.skipped}
+            yield loaded.batch
 
     def close(self) -> None:
         """End the worker processes."""
         end_workers(self._loader)
+
+
+def prepare(source: Input, samples: Sequence[Sample], *, skip: bool) -> list[str]:
+    """:meth:`Input.prepare`; with ``skip``, a sample that cannot be read only keeps it from preparing."""
+    try:
+        return source.prepare(samples)
+    except NotPreparedError:
+        raise
+    except UserError as error:
+        if not skip:
+            raise
+        return [f"warning: samples are decoded again at each reading, as not all of them can be: {error}"]
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

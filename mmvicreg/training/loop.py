@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +32,17 @@ from mmvicreg.objectives.base import NonFiniteError
 from mmvicreg.progress import Bar, progress_bar
 from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
 from mmvicreg.samples import Sample
+from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
-from mmvicreg.training.distributed import World, any_process, from_main, gather_rows, share_state
+from mmvicreg.training.distributed import (
+    World,
+    any_process,
+    from_main,
+    gather_objects,
+    gather_rows,
+    share_state,
+)
 from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import RunLog, say
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
@@ -94,6 +102,7 @@ class Trainer:
         self._last: dict[str, Any] = {}
         self._network: DistributedDataParallel | None = None
         self._frozen: list[str] = []
+        self._skipped = len(read_skipped(run.path / SKIPPED)) if resume else 0
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
 
     def train(self) -> Outcome:
@@ -115,6 +124,7 @@ class Trainer:
                     if any_process(stop.signal is not None, self.world.device):
                         self._seconds += time.perf_counter() - started
                         self._save()
+                        self._say_skipped()
                         return Outcome(self.step, epoch, stop.signal or signal.SIGTERM)
                 self._seconds += time.perf_counter() - started
                 self.epoch = epoch + 1
@@ -122,13 +132,26 @@ class Trainer:
                 self._report(epoch)
         if self.log is not None:
             self.log.close()
+        self._say_skipped()
         return Outcome(self.step, self.epoch)
+
+    def _say_skipped(self) -> None:
+        """How many samples were never trained on, at the end."""
+        if self.world.is_main and self._skipped:
+            say(
+                f"{self._skipped:,} of {len(self.samples):,} samples could not be read, and others took their place: "
+                f"{self.run.path / SKIPPED} lists them"
+            )
 
     def _step(self, network: torch.nn.Module, batch: Batch, steps: int) -> ModelOutput:
         recipe = self.recipe
         seed_step(recipe.seed, self.step, self.world.rank)
         factor = rate_factor(
-            self.step, steps_per_epoch=steps, epochs=recipe.training.epochs, schedule=recipe.schedule
+            self.step,
+            steps_per_epoch=steps,
+            epochs=recipe.training.epochs,
+            schedule=recipe.schedule,
+            rate=recipe.rate,
         )
         set_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,7 +214,16 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; every process waits, so that none runs ahead of what is on the disk."""
+        if self.recipe.dataset.on_bad_sample == "skip":
+            found = gather_objects(list(self.loader.skipped.values()))
+            self._on_main(lambda: self._write_skipped([one for part in found for one in part]))
         self._on_main(self._write_checkpoint)
+
+    def _write_skipped(self, found: Sequence[Skipped]) -> None:
+        """Add to the run's list what any process could not read; what an earlier part of the run met stays."""
+        path = self.run.path / SKIPPED
+        if found:
+            self._skipped = write_skipped(path, [*read_skipped(path), *found])
 
     def _open_log(self) -> None:
         self.log = RunLog(self.run.path, step=self.step)
@@ -238,7 +270,7 @@ class Trainer:
         for name in self.model.branches:
             branch = self.model.branch(name)
             thawed = branch.config.freeze_epochs is not None and epoch >= branch.config.freeze_epochs
-            branch.freeze("none" if thawed else branch.config.freeze)
+            branch.freeze(branch.config.thaw_to if thawed else branch.config.freeze)
             frozen.append(branch.frozen)
         self.model.train()
         if self.world.size == 1 or self._micro_batch is not None:
@@ -252,7 +284,8 @@ class Trainer:
 
     def _build(self, inputs: dict[str, Input], content: dict[str, Any] | None) -> JointModel:
         training, device = self.recipe.training, self.world.device
-        model = build_model(self.recipe, inputs, pretrained=content is None)
+        initial = self.run.initial if content is None else None
+        model = build_model(self.recipe, inputs, pretrained=content is None, initial=initial)
         if content is not None:
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
@@ -276,7 +309,7 @@ class Trainer:
                 say(f"warning: {note}")
         return model
 
-    def _read_samples(self) -> list[Sample]:
+    def _read_samples(self) -> Sequence[Sample]:
         config = self.recipe.dataset
         dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
         if self.recipe.pair not in dataset.pairs:
@@ -321,8 +354,7 @@ class Trainer:
             try:
                 for source in inputs.values():
                     source.fit(self.samples)
-                    for note in source.survey(self.samples):
-                        say(note)
+                    self._survey(source)
                 states = {name: source.state() for name, source in inputs.items()}
             except UserError as error:
                 states = str(error)
@@ -333,6 +365,14 @@ class Trainer:
             for name, source in inputs.items():
                 source.load_state(states[name])
         return inputs
+
+    def _survey(self, source: Input) -> None:
+        try:
+            for note in source.survey(self.samples):
+                say(note)
+        except UserError:  # it reads headers, and only counts
+            if self.recipe.dataset.on_bad_sample == "error":
+                raise
 
     def _explain(self, error: NonFiniteError, batch: Batch) -> UserError:
         names = [self.samples[int(i)].id for i in gather_rows(batch.index)[list(error.rows)[:5]].tolist()]

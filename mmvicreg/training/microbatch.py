@@ -64,7 +64,7 @@ def differentiate(model: JointModel, batch: Batch, micro_batch: int) -> ModelOut
         NonFiniteError: NaN or infinity in an embedding; no gradient was touched.
     """
     device = batch.index.device
-    pieces = cut(model, local_sizes(len(batch.index), device), len(batch.index), micro_batch)
+    pieces = cut(model.branches, local_sizes(len(batch.index), device), len(batch.index), micro_batch)
     states: list[list[Tensor]] = []
     embedded: list[tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = []
     with torch.no_grad():
@@ -95,7 +95,7 @@ def differentiate(model: JointModel, batch: Batch, micro_batch: int) -> ModelOut
     return replace(output, loss=output.loss.detach())
 
 
-def cut(model: nn.Module, sizes: tuple[int, ...], n: int, micro_batch: int) -> list[slice]:
+def cut(branches: nn.Module, sizes: tuple[int, ...], n: int, micro_batch: int) -> list[slice]:
     """The rows of every micro-batch of a local batch of ``n``; ``sizes`` are those of all processes.
 
     Every process has as many as the largest local batch needs, because a synchronised BatchNorm waits for
@@ -106,7 +106,7 @@ def cut(model: nn.Module, sizes: tuple[int, ...], n: int, micro_batch: int) -> l
     if min(sizes) == 0:
         raise UserError("a process has no samples of the batch; give every process some")
     count = -(-max(sizes) // micro_batch)
-    if min(sizes) < count and any(_is_synchronised(module) for module in model.modules()):
+    if min(sizes) < count and any(_is_synchronised(module) for module in branches.modules()):
         raise UserError(
             f"a process with {max(sizes)} samples needs {count} micro-batches of {micro_batch}, and one with "
             f"{min(sizes)} cannot take part in each, as synchronised BatchNorm asks; share the samples out evenly, "

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmvicreg.branches.model import JointModel
 from mmvicreg.config import OptimizerConfig, ScheduleConfig
+from mmvicreg.training.lars import LARS
 
 
 def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[str, object]]:
@@ -19,16 +20,17 @@ def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[st
     group already, so that thawing changes nothing here. Moving averages are in none.
     """
     groups: list[dict[str, object]] = []
+    rate = config.rate(model.recipe.training.batch_size)
     for name in model.branches:
         branch = model.branch(name)
         decay = config.weight_decay if branch.config.weight_decay is None else branch.config.weight_decay
         groups += _groups(
-            name, branch.parameters(), rate=config.lr * branch.config.lr_factor, decay=decay, fixed=False
+            name, branch.parameters(), rate=rate * branch.config.lr_factor, decay=decay, fixed=False
         )
     return groups + _groups(
         "objective",
         model.objective.parameters(),
-        rate=config.lr,
+        rate=rate,
         decay=config.weight_decay,
         fixed=model.objective.fixed_rate,
     )
@@ -56,17 +58,45 @@ def _groups(
 
 
 def build_optimizer(model: JointModel, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW in torch's fused form (3.6 times the plain loop on a CPU, and one kernel on a GPU)."""
-    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, betas=config.betas, fused=True)
+    """The recipe's optimiser over the groups of a model.
+
+    torch's own are taken in their fused form: AdamW's is 3.6 times the plain loop on a CPU, one kernel on a GPU.
+    """
+    groups, rate = parameter_groups(model, config), config.rate(model.recipe.training.batch_size)
+    if config.name == "lars":
+        return LARS(groups, rate, momentum=config.momentum, eta=config.eta)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=True)
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=rate, betas=config.betas, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=config.betas, fused=True)
 
 
-def rate_factor(step: int, *, steps_per_epoch: int, epochs: int, schedule: ScheduleConfig) -> float:
-    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine."""
+def rate_factor(
+    step: int, *, steps_per_epoch: int, epochs: int, schedule: ScheduleConfig, rate: float = 1.0
+) -> float:
+    """What every group's rate is multiplied by at ``step`` (0-based): warm-up, then cosine or steps down.
+
+    Of W warm-up steps and T in all, with f the last rate as a part of the highest: (step + 1) / (W + 1) before
+    step W, so that none is spent at a rate of zero, and then f + (1 - f) / 2 * (1 + cos(pi (step - W) / (T - W))),
+    or ``gamma`` to the number of milestones passed.
+
+    Args:
+        step: steps taken so far.
+        steps_per_epoch: steps in an epoch.
+        epochs: epochs of the whole run.
+        schedule: its warm-up and its end.
+        rate: the highest rate, which an end given as a rate is a part of.
+    """
     warmup, total = schedule.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if schedule.name == "step":
+        # in whole numbers: 15 x steps may come out below itself as a float
+        passed = sum(step >= round(milestone * steps_per_epoch) for milestone in schedule.milestones)
+        return float(schedule.gamma**passed)
     progress = (step - warmup) / max(1.0, total - warmup)
-    low = schedule.final_lr_factor
+    low = schedule.final_factor(rate)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmvicreg.branches.model import Branch, JointModel, build_inputs
 from mmvicreg.config import Recipe
@@ -18,17 +19,24 @@ from mmvicreg.training.addressing import seed_weights
 from mmvicreg.training.distributed import from_main
 
 
-def build_model(recipe: Recipe, inputs: Mapping[str, Input], *, pretrained: bool = True) -> JointModel:
-    """The model with its initial weights, which depend on the recipe and its seed alone.
+def build_model(
+    recipe: Recipe,
+    inputs: Mapping[str, Input],
+    *,
+    pretrained: bool = True,
+    initial: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> JointModel:
+    """The model with its initial weights, which depend on the recipe, its seed and its ``init`` alone.
 
     Args:
         recipe: the resolved recipe.
         inputs: its inputs, fitted or restored.
         pretrained: load the weights an encoder is to start from; false where a checkpoint follows.
+        initial: branch -> its encoder's state dict, kept from when the run began; loaded in place of ``init``.
     """
     with torch.random.fork_rng():
         seed_weights(recipe.seed)
-        return JointModel(recipe, inputs, pretrained=pretrained)
+        return JointModel(recipe, inputs, pretrained=pretrained, initial=initial)
 
 
 def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = True) -> None:
@@ -44,7 +52,8 @@ def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = 
     if main:
         try:
             for name, branch in learning.items():
-                _fit(name, branch, model.inputs[branch.config.input], samples)
+                skip = model.recipe.dataset.on_bad_sample == "skip"
+                _fit(name, branch, model.inputs[branch.config.input], samples, skip=skip)
             states = {name: branch.frontend.state_dict() for name, branch in learning.items()}
         except UserError as error:
             states = str(error)
@@ -55,12 +64,12 @@ def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = 
         branch.frontend.load_state_dict(states[name])
 
 
-def _fit(name: str, branch: Branch, source: Input, samples: Sequence[Sample]) -> None:
+def _fit(name: str, branch: Branch, source: Input, samples: Sequence[Sample], *, skip: bool) -> None:
     rows = [(i, None) for i in range(len(samples))]
     with progress_bar(len(rows), f"statistics for {name}", "sample") as bar:
 
         def counted() -> Iterator[Item]:
-            for item in load_rows(source, samples, rows, batch_size=32, workers=2):
+            for item in load_rows(source, samples, rows, batch_size=32, workers=2, skip=skip):
                 yield item
                 bar.advance(len(next(iter(item.values()))))
 

@@ -44,6 +44,13 @@ def test_resnet_is_torchvisions_without_the_classifier(name: str, width: int, ch
     assert ours == theirs - width * 1000 - 1000 - (3 - channels) * 64 * 49
 
 
+def test_wave_blocks_may_begin_as_the_identity() -> None:
+    encoder = ResNet18Wave(ResNet18Wave.Config(zero_init_residual=True), InputSpec(channels=1))
+    block = encoder.stages[1]  # same width and length in and out, so its shortcut is the identity
+    x = torch.rand(2, 64, 50)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
 def test_small_stem_keeps_the_resolution() -> None:
     encoder = ResNet18(ResNet18.Config(small_stem=True), InputSpec(channels=3))
     seen: list[tuple[int, ...]] = []

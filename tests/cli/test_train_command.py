@@ -258,7 +258,7 @@ def test_print_config_is_the_recipe_and_reads_back(train: Command, tmp_path: Pat
 
 @pytest.mark.parametrize("pair", ["image-text", "wave-mel", "image-image"])
 def test_print_config_without_a_data_set_is_the_pairs_own(train: Command, pair: str) -> None:
-    named = {"image-text": "coco", "wave-mel": "esc50", "image-image": "shapes"}[pair]
+    named = {"image-text": "coco", "wave-mel": "esc50", "image-image": "imagenet"}[pair]
     said = train("--pair", pair, "--print-config")
     assert yaml.safe_load(said.out)["dataset"]["name"] == named
     assert said.out == train("--pair", pair, "--dataset", named, "--print-config").out

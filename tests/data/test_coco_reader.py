@@ -173,6 +173,7 @@ def edit(root: Path, change: Callable[[dict[str, list[dict[str, object]]]], None
         ),
         (lambda t: t["annotations"][4].update(caption=7), r"caption 2 of the picture '0+2\.jpg' is not text"),
         (lambda t: t["images"].append(dict(t["images"][0])), "lists images twice.*3"),
+        (lambda t: t["annotations"][4].update(id=t["annotations"][5]["id"]), "lists captions twice, by id"),
         (lambda t: t["images"].pop(), "captions of images that it does not list.*1"),
         (lambda t: t["annotations"].clear(), "not a file of COCO captions"),
         (lambda t: t.pop("images"), "not a file of COCO captions"),
@@ -204,6 +205,17 @@ def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
         Coco(root).samples("train")
     assert str(path) in str(caught.value)
     assert len(Coco(root).samples("val")) == 3
+
+
+def test_one_picture_under_two_ids_is_refused(tmp_path: Path) -> None:
+    """It may be trained on under one and judged under the other."""
+    root = layouts.karpathy(tmp_path, "coco", pictures="")
+    path = root / "dataset_coco.json"
+    tree = json.loads(path.read_text())
+    tree["images"][2] |= {key: tree["images"][0][key] for key in ("filename", "filepath")}
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"the same file under several ids, perhaps in two splits: .*p0\.jpg"):
+        Coco(root)
 
 
 def test_coco_does_not_pass_shapes_off_as_itself(tmp_path: Path) -> None:

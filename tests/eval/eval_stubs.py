@@ -80,6 +80,7 @@ class StubEncode:
         captions: int | None = None,
         description: str = "",
         world: Any = None,
+        skip: bool = False,
     ) -> Encoded:
         self.spaces.add(space)
         rows, owner = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,7 +36,7 @@ def pictures(n: int = 4, size: int = 24) -> Tensor:
 
 
 def unchanged(n: int, **changes: list[object]) -> Changes:
-    whole = Changes([ORDERS[0]] * n, [list(NEUTRAL)] * n, [False] * n, [0.0] * n, [False] * n)
+    whole = Changes([ORDERS[0]] * n, [list(NEUTRAL)] * n, [False] * n, [0.0] * n, [False] * n, [0] * n)
     return whole._replace(**changes)
 
 
@@ -79,7 +80,7 @@ def test_grey_and_solarised_are_torchvisions() -> None:
 @pytest.mark.parametrize("size", [8, 24])
 def test_blur_is_torchvisions_beyond_whose_edge_the_picture_goes_on(size: int) -> None:
     x, sigmas = pictures(4, size), [0.1, 0.5, 1.3, 2.0]
-    ours = augment.blur_(x.clone(), sigmas)
+    ours = augment.blur_(x.clone(), [(sigma, augment.reach(sigma)) for sigma in sigmas])
     for one, found, sigma in zip(x, ours, sigmas, strict=True):
         radius = int(np.ceil(3 * sigma))
         padded = v2.pad(one, [radius] * 4, padding_mode="edge")
@@ -87,15 +88,33 @@ def test_blur_is_torchvisions_beyond_whose_edge_the_picture_goes_on(size: int) -
         torch.testing.assert_close(found, blurred[:, radius:-radius, radius:-radius], atol=1e-9, rtol=0)
 
 
+def test_a_blur_of_a_kernel_of_its_own_is_torchvisions_with_that_kernel() -> None:
+    config = Augmentation(blur=(1.0,), blur_radius=1)
+    changes = draw_changes(config, torch.rand(5, 16, dtype=torch.float64), torch.zeros(5, dtype=torch.int64))
+    assert changes.radius == [1] * 5
+    assert max(changes.sigma) > 0.5, "whose three standard deviations reach further"
+    x = pictures(5, 12)
+    for one, found, sigma in zip(x, augment_(x.clone(), changes), changes.sigma, strict=True):
+        blurred = v2.gaussian_blur(v2.pad(one, [1] * 4, padding_mode="edge"), [3, 3], [sigma] * 2)
+        torch.testing.assert_close(found, blurred[:, 1:-1, 1:-1], atol=1e-9, rtol=0)
+    free = draw_changes(
+        Augmentation(blur=(1.0,)), torch.full((1, 16), 0.5), torch.zeros(1, dtype=torch.int64)
+    )
+    assert free.radius == [math.ceil(3 * 1.05)]
+
+
 def test_all_together_are_pils_steps_in_order() -> None:
     """PIL rounds to whole values after every step: one level on average, a few where steps add up."""
     # PIL blurs by three boxes: alike where there is no single-pixel noise
-    smooth = augment.blur_(pictures(24, 32), [2.0] * 24).round()
+    smooth = augment.blur_(pictures(24, 32), [(2.0, 6)] * 24).round()
     rng = np.random.default_rng(1)
     factors = [[*rng.uniform(0.7, 1.3, 3).tolist(), float(rng.uniform(-0.1, 0.1))] for _ in ORDERS]
     sigma = [float(s) if i % 2 else 0.0 for i, s in enumerate(rng.uniform(0.8, 2, 24))]
     grey, solarise = [i % 5 == 0 for i in range(24)], [i % 4 == 0 for i in range(24)]
-    ours = augment_(smooth.clone(), Changes(list(ORDERS), factors, grey, sigma, solarise))
+    ours = augment_(
+        smooth.clone(),
+        Changes(list(ORDERS), factors, grey, sigma, solarise, [augment.reach(s) for s in sigma]),
+    )
     adjust = (pil.adjust_brightness, pil.adjust_contrast, pil.adjust_saturation, pil.adjust_hue)
     apart = []
     for i, order in enumerate(ORDERS):

@@ -244,3 +244,26 @@ def test_which_caption() -> None:
 )
 def test_padding_and_marks_are_not_shown(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([BEGIN, *tokenizer.encode("a cat")[1:-1], END, PAD, PAD]) == "a cat"
+
+
+def test_a_vocabulary_of_another_kind_is_refused_by_name() -> None:
+    state = fitted(CAPTIONS, tokenizer="words", min_count=1).state()
+    other = TextInput(TextInput.Config(tokenizer="sentencepiece"))
+    with pytest.raises(
+        UserError, match=r"'words' and the recipe's of 'sentencepiece': they are not of one run"
+    ):
+        other.load_state(state)
+
+
+def test_captions_that_say_nothing_in_the_vocabulary_are_counted() -> None:
+    """Text without spaces has no words that come again; sentencepiece has pieces of it."""
+    captions = ("a cat", "a dog", "a cat", "猫が走る", "犬が走る。", "🐈", "a 🐕")
+    words = fitted(captions, tokenizer="words", min_count=2)
+    (note,) = words.survey([Sample("s", captions=captions)])
+    assert "3 of 7 training captions hold no word that occurs 2 times, such as '猫が走る'" in note
+    assert "sentencepiece" in note
+    assert words.survey([Sample("s", captions=captions[:3])]) == []
+    pieces = fitted(captions, vocabulary=40)
+    assert pieces.survey([Sample("s", captions=captions)]) == []
+    for text in captions:
+        assert set(pieces.encode(text)["ids"].tolist()) - {PAD, UNKNOWN, 2, 3}, text

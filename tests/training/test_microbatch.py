@@ -148,7 +148,7 @@ def test_dropout_and_augmentation_are_the_same_in_the_replay() -> None:
     assert torch.equal(torch.cat(augmented[:3]), whole[0])
     torch.manual_seed(5)
     with torch.no_grad():
-        for piece in cut(model, (12,), 12, 4):
+        for piece in cut(model.branches, (12,), 12, 4):
             model.embed(batch.rows(piece))
     draw()
     assert torch.equal(after, torch.get_rng_state())  # the next step draws on as if there were no replay
@@ -160,7 +160,7 @@ def test_gradient_is_exact_for_what_the_micro_batches_saw(branches: dict[str, An
     parts = toy_model(toy_recipe(branches=branches))
     joined, whole = copy.deepcopy(parts), copy.deepcopy(parts)
     batch = toy_batch(13)
-    pieces = cut(parts, (13,), 13, 5)
+    pieces = cut(parts.branches, (13,), 13, 5)
     assert [piece.stop - piece.start for piece in pieces] == [4, 4, 5]
     torch.manual_seed(7)
     expected = piecewise(joined, batch, pieces)
@@ -179,7 +179,7 @@ def test_running_statistics_move_once_for_each_sample() -> None:
     )
     expected = copy.deepcopy(model)
     batch = toy_batch(13)
-    pieces = cut(model, (13,), 13, 4)
+    pieces = cut(model.branches, (13,), 13, 4)
     with torch.no_grad():
         for piece in pieces:
             expected.embed(batch.rows(piece))

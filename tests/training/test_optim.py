@@ -34,6 +34,24 @@ def test_warm_up_then_cosine() -> None:
     assert min(factors[20:]) == factors[-1] < 0.101
 
 
+def test_steps_fall_at_the_milestones() -> None:
+    """VSE++: 2e-4 for 15 epochs, a tenth of it afterwards."""
+    schedule = ScheduleConfig(name="step", milestones=[15, 40], gamma=0.1)
+    factors = [rate_factor(s, steps_per_epoch=7, epochs=45, schedule=schedule) for s in range(45 * 7)]
+    for epoch in range(45):
+        for step in range(7 * epoch, 7 * epoch + 7):
+            assert factors[step] == pytest.approx(0.1 ** ((epoch >= 15) + (epoch >= 40)))
+    warm = schedule.model_copy(update={"warmup_epochs": 1.0})
+    assert rate_factor(0, steps_per_epoch=7, epochs=45, schedule=warm) == pytest.approx(1 / 8)
+    assert rate_factor(7, steps_per_epoch=7, epochs=45, schedule=warm) == 1.0
+
+
+@pytest.mark.parametrize("keys", [{"name": "step"}, {"milestones": [3]}, {"name": "step", "milestones": [0]}])
+def test_a_schedule_that_means_nothing_is_refused(keys: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="milestones"):
+        ScheduleConfig.model_validate(keys)
+
+
 def test_rate_decay_and_freezing_are_each_branchs_own() -> None:
     recipe = tiny_recipe(
         "image-text",

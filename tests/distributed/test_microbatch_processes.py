@@ -37,6 +37,8 @@ BATCHNORM = {
     "mean": {"expander": {"widths": [8, 6]}},
 }
 TEMPERATURE = {"name": "simclr", "candidates": "infonce", "learn_temperature": True}
+PREDICTOR = {"method": "byol", "objective": {"name": "byol", "predictor": [16]}}
+"""Its BatchNorm is the objective's: over the whole batch, whatever the micro-batches."""
 
 
 def rows_of(sizes: tuple[int, ...]) -> slice:
@@ -48,6 +50,7 @@ def step(
     recipe: dict[str, Any], dtype: torch.dtype, sizes: tuple[int, ...], micro_batch: int
 ) -> dict[str, Any]:
     model = toy_model(toy_recipe(**recipe), dtype)
+    synchronise_batchnorm(model, device_type="cpu")  # a predictor's; the branches' is frozen
     output = differentiate(model, toy_batch(12).rows(rows_of(sizes)), micro_batch)
     return {"loss": output.loss, "gradients": gradients(model)}
 
@@ -63,6 +66,7 @@ def steps(processes: int) -> dict[str, Any]:
             results[f"learned, {kind}, {micro_batch}"] = step(
                 {"objective": TEMPERATURE}, torch.float64, sizes[processes], micro_batch
             )
+        results[f"predictor, {kind}"] = step(PREDICTOR, torch.float64, sizes[processes], 4)
     results["batchnorm"] = _batchnorm(processes)
     results["refused"] = _refused()
     results["several steps"] = _several_steps(SIZES["unequal"][processes])
@@ -161,10 +165,15 @@ def test_any_size_and_the_objectives_own_parameters(
     check(results, f"learned, {kind}, {micro_batch}", {"objective": TEMPERATURE}, torch.float64)
 
 
+@pytest.mark.parametrize("kind", SIZES)
+def test_batchnorm_of_a_predictor_sees_the_whole_batch(kind: str, results: list[dict[str, Any]]) -> None:
+    check(results, f"predictor, {kind}", PREDICTOR, torch.float64)
+
+
 def test_synchronised_batchnorm_sees_the_micro_batches_of_all(results: list[dict[str, Any]]) -> None:
     sizes = SIZES["equal"][len(results)]
     reference = toy_model(toy_recipe(branches=BATCHNORM))
-    pieces = cut(reference, sizes, sizes[0], 2)
+    pieces = cut(reference.branches, sizes, sizes[0], 2)
     # The samples in the order in which the micro-steps meet them, which the objective does not mind.
     order: list[int] = []
     together: list[slice] = []

@@ -1,0 +1,293 @@
+"""WebDataset shards: pictures and captions in tar files, read where they lie and never unpacked.
+
+The format is WebDataset's (https://github.com/webdataset/webdataset): members of one shard whose path up to the
+first dot is the same are one sample, ``000017.jpg`` with ``000017.txt`` (its caption) or ``000017.json``
+(``{"caption": "..."}`` or ``{"captions": ["...", ...]}``). The engine is not: it streams, shuffles in a buffer and
+shares shards out, so that processes get unequal epochs (or samples twice) and a position cannot be computed, only
+replayed. Here every shard is listed once (tarfile; kept in the cache folder), after which a sample is an offset:
+its place in an epoch depends on (seed, epoch) alone, as for any other data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from mmvicreg.data.card import Card
+from mmvicreg.data.reader import Reader, check_captions, duplicates, shorten
+from mmvicreg.datasets import cache_folder
+from mmvicreg.errors import UserError
+from mmvicreg.samples import Member, Sample
+
+PICTURES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "pgm", "tif", "tiff"))
+_SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+_ORDER = ("train", "val", "test")
+_FORMAT = 1
+_BLOCK = 512
+"""Bytes of a tar header."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample of a shard: its key, its picture's member (name, offset, size), its captions."""
+
+    key: str
+    picture: tuple[str, int, int]
+    captions: tuple[str, ...]
+
+
+class WebDataset(Reader):
+    """Shards by folder (``*.tar`` in it, or in folders of it), file, glob, or brace range.
+
+    ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that its
+    name, else its folder's name, begins with (``train-``, ``val_``, ``validation/``, ``test.``), else to train.
+    """
+
+    name: ClassVar[str] = "webdataset"
+    pairs: ClassVar[tuple[str, ...]] = ("image-text", "image-image")
+    card: ClassVar[Card] = Card(
+        name="webdataset",
+        title="A set of WebDataset shards",
+        source=("https://github.com/webdataset/webdataset",),
+        licence="yours",
+        description="Captioned pictures in uncompressed tar files, for sets that outgrow a disk of single files.",
+        pairs=("image-text", "image-image"),
+        splits=_ORDER,
+        citation="",
+        manual=(
+            "Give its shards with --data-root: a folder of .tar files, or 'train-{0000..0099}.tar'. WebDataset's "
+            "ShardWriter and img2dataset write them (key.jpg with key.txt or key.json)."
+        ),
+    )
+
+    def _check_root(self) -> None:
+        """What is there is found by :meth:`_find`; a pattern is no folder."""
+
+    def _find(self) -> tuple[str, ...]:
+        self._shards: dict[str, list[Path]] = {}
+        for shard in find_shards(self.root):
+            self._shards.setdefault(split_of(shard, root=self.root), []).append(shard)
+        return tuple(sorted(self._shards, key=_ORDER.index))
+
+    def _load(self, split: str) -> list[Sample]:
+        shards = self._shards[split]
+        with ThreadPoolExecutor(min(8, len(shards))) as pool:
+            listed = list(pool.map(list_shard, shards))
+        samples = [
+            Sample(
+                id=f"{shard.stem}/{entry.key}",
+                image=Member(shard, *entry.picture),
+                captions=entry.captions,
+            )
+            for shard, entries in zip(shards, listed, strict=True)
+            for entry in entries
+        ]
+        if twice := duplicates(sample.id for sample in samples):
+            raise UserError(
+                f"{self.root}: several samples of the split {split} are called {shorten(twice)}; shards of one split "
+                "need names of their own"
+            )
+        silent = [sample for sample in samples if not sample.captions]
+        if silent and len(silent) < len(samples):
+            raise UserError(
+                f"{len(silent):,} of {len(samples):,} samples of the split {split} have a picture and no caption, "
+                f"first {silent[0].image}; add key.txt or key.json, or leave them out"
+            )
+        return samples
+
+
+def find_shards(root: Path) -> list[Path]:
+    """The shards that a folder, file, glob or brace pattern means, in order.
+
+    Raises:
+        UserError: an address of the network, a compressed archive, or nothing there (what is missing is named).
+    """
+    text = str(root)
+    if re.match(r"^(s3|gs|gcs|https?|hdfs|pipe|hf|ais):", text):
+        raise UserError(
+            f"--data-root {text}: shards are read from files, at their offsets; mount or copy them, and give their path"
+        )
+    if root.is_dir():
+        shards = sorted({*root.glob("*.tar"), *root.glob("*/*.tar")})
+        if not shards:
+            raise UserError(
+                f"no shards at {root}: neither it nor its folders hold a .tar. {WebDataset.card.manual}"
+            )
+        return shards
+    shards, missing = [], []
+    for path in expand_braces(text):
+        found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]  # noqa: PTH207 - of any root
+        there = [Path(name) for name in found if Path(name).is_file()]
+        shards += there
+        missing += [] if there else [path]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of the shards that --data-root {text} means are not there: {shorten(missing)}. "
+            f"{WebDataset.card.manual}"
+        )
+    if twice := duplicates(map(str, shards)):
+        raise UserError(f"--data-root {text} names shards twice: {shorten(twice)}")
+    return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """``a{1,2}b{08..10}`` as a shell expands it: lists, and ranges of whole numbers, which keep their zeros.
+
+    Raises:
+        UserError: a brace that is not closed, or holds neither a list nor a range.
+    """
+    parts: list[list[str]] = []
+    rest = pattern
+    while (start := rest.find("{")) >= 0:
+        end = rest.find("}", start)
+        if end < 0 or "{" in rest[start + 1 : end]:
+            raise UserError(f"--data-root {pattern}: braces must be closed, and not within one another")
+        parts += [[rest[:start]], _alternatives(rest[start + 1 : end], pattern)]
+        rest = rest[end + 1 :]
+    return ["".join(words) for words in itertools.product(*parts, [rest])]
+
+
+def _alternatives(inner: str, pattern: str) -> list[str]:
+    if counted := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        first, last = counted[1], counted[2]
+        numbers = range(int(first), int(last) + 1)
+        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
+        if numbers:
+            return [str(number).zfill(width) for number in numbers]
+    elif "," in inner:
+        return inner.split(",")
+    raise UserError(
+        f"--data-root {pattern}: '{{{inner}}}' is neither a list {{a,b}} nor a range {{0000..0099}}"
+    )
+
+
+def split_of(shard: Path, *, root: Path) -> str:
+    """The split that a shard's name or, below ``root``, its folder's name says; else train."""
+    names = [shard.name, shard.parent.name] if shard.parent != root else [shard.name]
+    for name in names:
+        word = re.match(r"[a-z]+", name.lower())
+        if word and word[0] in _SPLITS:
+            return _SPLITS[word[0]]
+    return "train"
+
+
+def list_shard(shard: Path) -> list[Entry]:
+    """The samples of a shard, from the cache folder where its size and time are still the same.
+
+    Raises:
+        UserError: not a whole uncompressed tar, or a sample that is none; shard and member are named.
+    """
+    try:
+        state = shard.stat()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
+    stamp = [_FORMAT, str(shard.absolute()), state.st_size, state.st_mtime_ns]
+    kept = (
+        cache_folder()
+        / "webdataset"
+        / f"{hashlib.sha256(str(shard.absolute()).encode()).hexdigest()[:24]}.json"
+    )
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        tree = json.loads(kept.read_text(encoding="utf-8"))
+        if tree["stamp"] == stamp:
+            return [
+                Entry(key, (name, at, size), tuple(captions))
+                for key, name, at, size, captions in tree["entries"]
+            ]
+    entries = _read_shard(shard)
+    rows = [[entry.key, *entry.picture, entry.captions] for entry in entries]
+    temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # without a place for it the shard is listed again next time
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"stamp": stamp, "entries": rows}), encoding="utf-8")
+        temporary.replace(kept)
+    return entries
+
+
+def _read_shard(shard: Path) -> list[Entry]:
+    parts: dict[str, dict[str, Member]] = {}
+    for member in _members(shard):
+        path = PurePosixPath(member.name)
+        stem, dot, suffix = path.name.partition(".")
+        if not dot or path.name.startswith("."):
+            continue
+        fields = parts.setdefault(str(path.parent / stem), {})
+        if suffix.lower() in fields:
+            raise UserError(f"{shard}: the member '{member.name}' is there twice")
+        fields[suffix.lower()] = member
+    if not parts:
+        raise UserError(
+            f"{shard} holds no samples (key.jpg with key.txt or key.json); is it another archive?"
+        )
+    return [_entry(shard, key, fields) for key, fields in parts.items()]
+
+
+def _members(shard: Path) -> Iterator[Member]:
+    """Every regular file of a tar, in order.
+
+    Raises:
+        UserError: not an uncompressed tar, or cut short.
+    """
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for info in archive:
+                if info.isreg():
+                    yield Member(shard, info.name, info.offset_data, info.size)
+            with shard.open("rb") as file:  # tarfile takes the end of the file for the end of the archive
+                file.seek(archive.offset)
+                if file.read(_BLOCK) != bytes(_BLOCK):
+                    raise tarfile.ReadError("it has no end mark")
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(
+            f"{shard} is not a whole uncompressed tar ({error}): get it again, or, if it is compressed, unpack it to "
+            ".tar first (samples are read at their offsets)"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+
+
+def _entry(shard: Path, key: str, fields: dict[str, Member]) -> Entry:
+    pictures = [member for suffix, member in fields.items() if suffix in PICTURES]
+    if len(pictures) != 1:
+        what = "no picture" if not pictures else f"{len(pictures)} pictures"
+        raise UserError(f"{shard}: the sample '{key}' has {what} (it has {', '.join(fields)})")
+    picture = pictures[0]
+    captions = _captions(shard, key, fields)
+    if captions:
+        captions = check_captions(captions, key, shard)
+    return Entry(key, (picture.name, picture.offset, picture.size), tuple(map(str, captions)))
+
+
+def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[object]:
+    """From key.json, else from key.txt; none where neither is there."""
+    try:
+        tree: object = json.loads(_text(fields["json"])) if "json" in fields else {}
+        text = _text(fields["txt"]) if "txt" in fields else None
+    except (UnicodeDecodeError, ValueError, OSError) as error:
+        raise UserError(f"{shard}: the text of the sample '{key}' cannot be read ({error})") from error
+    if not isinstance(tree, dict):
+        raise UserError(f'{shard}: {key}.json is not an object such as {{"caption": "..."}}')
+    told = tree.get("captions", tree.get("caption"))
+    if isinstance(told, list):
+        return told
+    if told is not None:
+        return [told]
+    return [] if text is None else [text.strip()]
+
+
+def _text(member: Member) -> str:
+    return member.open().read().decode("utf-8-sig")

@@ -1,0 +1,143 @@
+"""What the classification protocols report alike: where the result is from, published rows, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from mmvicreg.eval.labelled import Labelled, image_branches
+from mmvicreg.eval.output import Report, console, number, origin
+from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
+from mmvicreg.eval.published import published
+from mmvicreg.runs import Run
+from mmvicreg.samples import DataSet
+from mmvicreg.training.distributed import World
+from mmvicreg.training.log import say
+
+IMAGENET = {"train": 1_281_167, "val": 50_000}
+"""Pictures of ILSVRC2012's classification task, of 1 000 classes."""
+
+
+def tops(classes: int) -> tuple[int, ...]:
+    """Which top-k accuracies are reported: top-5 where it means something."""
+    return (1, 5) if classes > TOP5_CLASSES else (1,)
+
+
+def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
+    """What a result was measured on, and where it comes from."""
+    return {
+        "branch": branch,
+        "dataset": found.data.name,
+        "train_split": found.train_split,
+        "split": found.split,
+        "classes": found.classes,
+        "train": len(found.train),
+        "test": len(found.test),
+        "chance": chance_level(found.train_labels, found.test_labels, classes=found.classes),
+        "seen_in_pretraining": found.own and seen(run, found.split),
+        **origin(run, command),
+    }
+
+
+def announce(world: World, data: DataSet) -> None:
+    """Say once what a data set wants said of itself (what was held out, what is missing)."""
+    for note in data.notes if world.is_main else ():
+        say(note)
+
+
+def seen(run: Run, split: str) -> bool:
+    """Whether pretraining saw pictures of this split of the run's own data set (never their classes)."""
+    settings = run.recipe.dataset
+    parts = set(split.split("+"))
+    if split.startswith("fold"):
+        return parts != {f"fold{settings.fold}"}
+    trained = set(settings.train_split.split("+"))
+    return "all" in parts | trained or bool(parts & trained)
+
+
+def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:
+    """``eval/<protocol>[-<data set>][-<branch>]-<split>.json``: named where it is not the run's only one."""
+    words = [
+        protocol,
+        *([] if own else [data.name]),
+        *([branch] if len(image_branches(run)) > 1 else []),
+        split,
+    ]
+    return run.path / "eval" / f"{'-'.join(words)}.json"
+
+
+def is_imagenet(found: Labelled, *, whole: bool = True) -> bool:
+    """Whether the published ImageNet rows are of the same test pictures (and, ``whole``, training pictures)."""
+    sizes = {"train": len(found.train), "val": len(found.test)} if whole else {"val": len(found.test)}
+    return (
+        found.data.name == "imagenet"
+        and found.classes == 1000
+        and all(IMAGENET[split] == size for split, size in sizes.items())
+    )
+
+
+def published_rows(table: int, columns: Mapping[str, str]) -> list[Report]:
+    """Rows of a table of the paper: the method, and under our names what the table's columns say.
+
+    Args:
+        table: its number.
+        columns: our name -> the table's column.
+    """
+    found = published(table)
+    places = {name: found.columns.index(column) for name, column in columns.items()}
+    rows: list[Report] = [
+        {"method": row.method, "table": table, **{name: row.values[at] for name, at in places.items()}}
+        for row in found.rows
+    ]
+    return [row for row in rows if any(row[name] is not None for name in columns)]
+
+
+def show(
+    title: str,
+    columns: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, object]],
+    report: Report,
+    notes: Sequence[str],
+    file: Path,
+) -> None:
+    """Print a table: our rows, chance, the paper's rows; then notes and where the result was written.
+
+    Args:
+        title: what was measured on what.
+        columns: key -> heading.
+        rows: name of a row -> its values by key.
+        report: the whole result.
+        notes: sentences below the table.
+        file: where it was written.
+    """
+    out = console()
+    out.print(title, style="bold", soft_wrap=True)
+    table = RichTable()
+    table.add_column(report["branch"], no_wrap=True)
+    for heading in columns.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, (name, values) in enumerate(rows.items()):
+        cells = (_cell(values.get(key)) for key in columns)
+        table.add_row(name, *cells, style="bold" if place == 0 else None)
+    if report.get("chance") is not None:
+        table.add_row("chance", number(report["chance"]), style="dim")
+    for row in report["published"]:
+        table.add_row(
+            f"{row['method']} (paper, Table {row['table']})", *(_cell(row.get(key)) for key in columns)
+        )
+    out.print(table)
+    out.print(f"Percent; run {report['run']} after epoch {report['epoch']}.", soft_wrap=True)
+    more = []
+    if report.get("seen_in_pretraining"):
+        more.append(f"Pretraining saw the pictures of '{report['split']}' (without their classes).")
+    if not report["published"]:
+        more.append(f"No published row for {report['dataset']} in this setting.")
+    for note in (*notes, *more):
+        out.print(note, soft_wrap=True)
+    out.print(f"Written: {file}", soft_wrap=True)
+
+
+def _cell(value: object) -> str:
+    return number(value) if isinstance(value, float | int) or value is None else str(value)

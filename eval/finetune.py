@@ -1,0 +1,216 @@
+"""Semi-supervised classification: encoder and a linear head, fine-tuned on a part of the labels (C.2, Table 1).
+
+The encoder that is trained is a copy in memory: the run keeps its weights whatever happens, and nothing is
+written before the result is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmvicreg.eval.classification import (
+    about,
+    announce,
+    is_imagenet,
+    published_rows,
+    report_file,
+    show,
+    tops,
+)
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
+from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
+from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.schedules import FINETUNE, Schedule
+from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels
+from mmvicreg.runs import Run
+from mmvicreg.training.distributed import World
+from mmvicreg.training.processes import on_processes
+
+_FLAGS = {
+    "epochs": "epochs",
+    "batch_size": "batch-size",
+    "head_lr": "lr",
+    "encoder_lr": "encoder-lr",
+    "smallest_crop": "smallest-crop",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`run` was asked for, besides the run."""
+
+    branch: str
+    labels: str
+    schedule: Schedule
+    baseline: bool
+    reading: Reading
+    where: DataOptions
+
+    def command(self, run: Run) -> str:
+        """The command that gives the same result again."""
+        changes = self.schedule.differs(FINETUNE[self.schedule.name])
+        options: dict[str, object] = {"labels": self.labels, "branch": self.branch}
+        options |= {"seed": self.reading.seed, **self.where.flags()}
+        options |= {flag: changes[name] for name, flag in _FLAGS.items() if name in changes}
+        line = command_line("finetune", run.path, options)
+        return f"{line} --baseline" if self.baseline else line
+
+
+def run(
+    run: Run,
+    *,
+    labels: str = "10%",
+    branch: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    encoder_lr: float | None = None,
+    smallest_crop: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    data_root: Path | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    train_split: str | None = None,
+    baseline: bool = False,
+    devices: int = 1,
+    device: str = "auto",
+) -> Report:
+    """Fine-tune a copy of a branch; print the table, write ``eval/finetune-<labels>-<split>.json``.
+
+    Args:
+        run: an opened run with a checkpoint; nothing else in its folder changes.
+        labels: ``1%``, ``10%``, another percentage, ``100%``, or a file that lists training pictures.
+        branch: which branch; None: the first that reads pictures.
+        epochs: another length than 20.
+        batch_size: another batch than 256, over all processes; the rates stay.
+        lr: another rate of the head.
+        encoder_lr: another rate of the encoder.
+        smallest_crop: another smallest part of a picture that a crop covers.
+        seed: of the order, the crops and the head's initial weights.
+        workers: processes that read pictures, for each process that trains.
+        data_root: where the data is; None: where it was in training.
+        dataset: another data set with classes than the run's own, by name.
+        split: what is tested on; None: ``test`` where there is one, else ``val``.
+        train_split: what is trained on; None: what the run was trained on, else ``train``.
+        baseline: also train the run's own initial weights, on the same batches: supervised from scratch.
+        devices: processes on this machine that share the work.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        What was written: ``top1`` and ``top5`` (None with ten classes or fewer), ``chance``, ``labels``,
+        ``labelled`` (samples), every number of the schedule, and what it was measured on.
+
+    Raises:
+        UserError: no such branch, data set or split, no labels, a subset that is not there, a number out of range.
+    """
+    share = parse_labels(labels)
+    name = f"{share:g}%" if isinstance(share, float) else "other"
+    schedule = FINETUNE.get(name, FINETUNE["other"]).changed(
+        epochs=epochs,
+        batch_size=batch_size,
+        head_lr=lr,
+        encoder_lr=encoder_lr,
+        smallest_crop=smallest_crop,
+    )
+    settings = Settings(
+        image_branch(run, branch),
+        labels,
+        schedule,
+        baseline,
+        Reading(seed, workers, run.recipe.evaluation.batch_size),
+        DataOptions(data_root, dataset, split, train_split),
+    )
+    return on_processes(devices, device, _judge, run, settings)
+
+
+def _judge(world: World, run: Run, settings: Settings) -> Report:
+    """The whole protocol, on each of the processes; the main one prints and writes."""
+    whole = labelled_data(run, settings.where)
+    announce(world, whole.data)
+    share = parse_labels(settings.labels)
+    choice = choose_labels(whole, share)
+    found = replace(
+        whole,
+        train=[whole.train[int(row)] for row in choice.rows],
+        train_labels=whole.train_labels[choice.rows],
+    )
+    models = {"fine-tuned": run.model(device=world.device.type)}
+    if settings.baseline:
+        models["from scratch"] = run.model(untrained=True, device=world.device.type)
+    learners = [
+        Learner(
+            model.branch(settings.branch),
+            found.classes,
+            settings.schedule,
+            device=world.device,
+            seed=settings.reading.seed,
+        )
+        for model in models.values()
+    ]
+    source = models["fine-tuned"].inputs[run.recipe.branches[settings.branch].input]
+    tested = train_classifiers(
+        world,
+        learners,
+        source,
+        found,
+        settings.schedule,
+        tops=tops(found.classes),
+        reading=settings.reading,
+    )
+    results = {name: asdict(result) for name, result in zip(models, tested, strict=True)}
+    report: Report = {
+        **results["fine-tuned"],
+        **{f"from_scratch_{name}": value for name, value in results.get("from scratch", {}).items()},
+        "labels": settings.labels,
+        "labelled": len(found.train),
+        "chosen": choice.words,
+        "classes_without_labels": found.classes - len(np.unique(found.train_labels)),
+        "schedule": asdict(settings.schedule),
+        "changed": settings.schedule.differs(FINETUNE[settings.schedule.name]),
+        "optimizer": "SGD",
+        "seed": settings.reading.seed,
+        "published": _published(whole, choice, share),
+        **about(run, settings.branch, found, settings.command(run)),
+    }
+    if world.is_main:
+        word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
+        protocol = f"finetune-{word.replace('%', 'percent')}"
+        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
+        write_report(file, report)
+        _show(report, results, file)
+    return report
+
+
+def _published(whole: Labelled, choice: Choice, share: float | Path) -> list[Report]:
+    if not (choice.published and is_imagenet(whole)):
+        return []
+    return published_rows(1, {f"top{top}": f"top-{top}, {share:g} % of labels" for top in (1, 5)})
+
+
+def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+    used = report["schedule"]
+    notes = [
+        f"Labels: {report['chosen']}.",
+        f"Encoder and head; schedule {used['name']} ({used['source']}): SGD, rates {used['encoder_lr']:g} and "
+        f"{used['head_lr']:g}, cosine to 0, momentum {used['momentum']:g}, weight decay {used['weight_decay']:g}, "
+        f"batch {used['batch_size']}, {used['epochs']} epochs, crops of {used['smallest_crop']:g} to 1 of the area, "
+        "flips.",
+    ]
+    if report["changed"]:
+        notes.append(f"Not as published: {', '.join(report['changed'])}.")
+    if report["classes_without_labels"]:
+        notes.append(f"{report['classes_without_labels']} classes have no label and cannot be learned.")
+    show(
+        f"Fine-tuning, {report['dataset']}, {report['labels']} of the labels: {report['classes']} classes, "
+        f"{report['labelled']:,} training pictures, {report['test']:,} test pictures ('{report['split']}')",
+        {"top1": "top-1"} | ({"top5": "top-5"} if report["top5"] is not None else {}),
+        results,
+        report,
+        notes,
+        file,
+    )

@@ -1,0 +1,158 @@
+"""What the classification protocols start from: a branch that reads pictures, and samples with their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mmvicreg.datasets import evaluation_split, in_folds, open_dataset, training_samples
+from mmvicreg.errors import UserError
+from mmvicreg.registry import nearest
+from mmvicreg.runs import Run
+from mmvicreg.samples import DataSet, Sample
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where a protocol's samples are; what is None is the run's own or the usual one.
+
+    Attributes:
+        root: folder of the data.
+        dataset: another data set than the run's own, by name.
+        split: what is tested on.
+        train_split: what is trained on.
+    """
+
+    root: Path | None = None
+    dataset: str | None = None
+    split: str | None = None
+    train_split: str | None = None
+
+    def flags(self) -> dict[str, object]:
+        """As flags of the command line."""
+        return {
+            "dataset": self.dataset,
+            "data-root": self.root,
+            "split": self.split,
+            "train-split": self.train_split,
+        }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A data set's training and test samples with their classes.
+
+    Attributes:
+        data: the data set.
+        own: whether it is the run's own.
+        train_split: name of the training split (of data in folds: all folds but the tested one).
+        split: name of the test split.
+        train: training samples.
+        train_labels: ``(n,)`` class indices.
+        test: test samples.
+        test_labels: ``(k,)``.
+    """
+
+    data: DataSet
+    own: bool
+    train_split: str
+    split: str
+    train: Sequence[Sample]
+    train_labels: Integers
+    test: Sequence[Sample]
+    test_labels: Integers
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.classes)
+
+
+def open_data(run: Run, options: DataOptions) -> tuple[DataSet, bool]:
+    """The data set to judge on, and whether it is the run's own."""
+    if options.dataset is None or options.dataset == run.recipe.dataset.name:
+        return run.dataset(root=options.root), True
+    return open_dataset(options.dataset, root=options.root), False
+
+
+def labelled_data(run: Run, options: DataOptions) -> Labelled:
+    """Training and test samples of a data set with classes.
+
+    Raises:
+        UserError: no such data set or split, nothing in it, samples without a class, or in both splits.
+    """
+    data, own = open_data(run, options)
+    settings = run.recipe.dataset
+    fold = settings.fold if own else 1
+    split = evaluation_split(data, options.split or (settings.eval_split if own else None), fold=fold)
+    train_split = options.train_split or (settings.train_split if own else "train")
+    if in_folds(data) and options.train_split is None:
+        train = training_samples(data, split=train_split, fold=split.removeprefix("fold"))
+        train_split = f"all but {split}"
+    else:
+        train = data.samples(train_split)
+    test = data.samples(split)
+    for name, samples in ((train_split, train), (split, test)):
+        if not samples:
+            raise UserError(f"the split '{name}' of {data.name} at {data.root} is empty")
+    both = {sample.id for sample in train} & {sample.id for sample in test}
+    if both:
+        raise UserError(
+            f"{len(both):,} samples of {data.name} at {data.root} are both in the training split '{train_split}' and "
+            f"in '{split}' ('{min(both)}'); a classifier must be tested on others than it was trained on: name other "
+            "splits with --train-split and --split"
+        )
+    return Labelled(data, own, train_split, split, train, labels(train, data), test, labels(test, data))
+
+
+def labels(samples: Sequence[Sample], data: DataSet) -> Integers:
+    """The class index of every sample ``(n,)``.
+
+    Raises:
+        UserError: the data set has no classes, or a sample none.
+    """
+    missing = [sample.id for sample in samples if sample.label is None]
+    if not data.classes or len(missing) == len(samples):
+        raise UserError(
+            f"{data.name} at {data.root} has no labels, so there is nothing to classify; name a data set with classes "
+            "(--dataset), or judge a run on captions with mmvicreg eval retrieval"
+        )
+    if missing:
+        raise UserError(
+            f"{len(missing):,} samples of {data.name} at {data.root} have no label, first '{missing[0]}'"
+        )
+    return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def image_branches(run: Run) -> list[str]:
+    """Names of a run's branches that read pictures."""
+    return [name for name, config in run.recipe.branches.items() if config.input == "image"]
+
+
+def image_branch(run: Run, asked: str | None) -> str:
+    """The branch to judge: ``asked``, or the first one that reads pictures.
+
+    Raises:
+        UserError: the run has no such branch (the nearest is named), or it reads something else.
+    """
+    branches, pictures = run.recipe.branches, image_branches(run)
+    if asked is not None and asked not in branches:
+        raise UserError(
+            f"the run {run.path} has no branch '{asked}'{nearest(asked, branches)} It has {', '.join(branches)}."
+        )
+    if not pictures:
+        raise UserError(
+            f"the run {run.path} has no branch that reads pictures (its branches are {', '.join(branches)})"
+        )
+    if asked is not None and asked not in pictures:
+        raise UserError(
+            f"the branch '{asked}' of {run.path} reads {branches[asked].input}, and this protocol is for pictures: "
+            f"choose {' or '.join(pictures)}"
+        )
+    return asked if asked is not None else pictures[0]

@@ -1,0 +1,263 @@
+"""The linear protocol on pictures: a linear classifier on a frozen encoder, by the published schedules.
+
+The whole protocol (appendices C.2 and C.3) trains on random crops, so every epoch encodes the training pictures
+anew. The quick variant fits a logistic regression to the features of one centre crop, which the run folder keeps;
+its figures are labelled quick wherever they stand, because they are not those of the published protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmvicreg.errors import UserError
+from mmvicreg.eval import logistic
+from mmvicreg.eval.classification import (
+    about,
+    announce,
+    is_imagenet,
+    published_rows,
+    report_file,
+    show,
+    tops,
+)
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
+from mmvicreg.eval.features import features
+from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
+from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
+from mmvicreg.runs import Run
+from mmvicreg.training.distributed import World
+from mmvicreg.training.processes import on_processes
+
+_TRANSFER = {"places205": "Places205 top-1", "inat18": "iNat18 top-1"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What :func:`run` was asked for, besides the run."""
+
+    branch: str
+    quick: bool
+    schedule: Schedule
+    baseline: bool
+    reading: Reading
+    where: DataOptions
+
+    def command(self, run: Run) -> str:
+        """The command that gives the same result again."""
+        options: dict[str, object] = {"branch": self.branch, **self.where.flags()}
+        if not self.quick:
+            changes = self.schedule.differs(LINEAR[self.schedule.name])
+            flags = {
+                "epochs": "epochs",
+                "batch_size": "batch-size",
+                "head_lr": "lr",
+                "smallest_crop": "smallest-crop",
+            }
+            options |= {"schedule": self.schedule.name, "seed": self.reading.seed}
+            options |= {flag: changes[name] for name, flag in flags.items() if name in changes}
+        line = command_line("linear", run.path, options)
+        line = f"{line} --quick" if self.quick else line
+        return line if self.baseline else f"{line} --no-baseline"
+
+
+def run(
+    run: Run,
+    *,
+    branch: str | None = None,
+    quick: bool = False,
+    schedule: str = "imagenet",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    smallest_crop: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    data_root: Path | None = None,
+    dataset: str | None = None,
+    split: str | None = None,
+    train_split: str | None = None,
+    baseline: bool = True,
+    devices: int = 1,
+    device: str = "auto",
+) -> Report:
+    """Judge a branch by a linear classifier; print the table and write it into the run folder.
+
+    The file is ``eval/linear-<split>.json``, or ``linear-quick-<split>.json``.
+
+    Args:
+        run: an opened run with a checkpoint.
+        branch: which branch; None: the first that reads pictures.
+        quick: logistic regression on the features of centre crops.
+        schedule: ``imagenet`` (C.2), ``places205`` or ``inat18`` (C.3).
+        epochs: another length; milestones move with it.
+        batch_size: another batch, over all processes; the rate stays.
+        lr: another learning rate.
+        smallest_crop: another smallest part of a picture that a crop covers.
+        seed: of the order, the crops and the classifier's initial weights.
+        workers: processes that read pictures, for each process that trains.
+        data_root: where the data is; None: where it was in training.
+        dataset: another data set with classes than the run's own, by name.
+        split: what is tested on; None: ``test`` where there is one, else ``val``.
+        train_split: what is trained on; None: what the run was trained on, else ``train``.
+        baseline: also train on the run's own initial weights, on the same batches.
+        devices: processes on this machine that share the work.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        What was written: ``top1`` and ``top5`` (None with ten classes or fewer), ``untrained_top1``, ``chance``,
+        ``variant`` (``whole`` or ``quick``), every number of the schedule, and what it was measured on.
+
+    Raises:
+        UserError: no such branch, schedule, data set or split, no labels, a number out of range.
+    """
+    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "smallest_crop": smallest_crop}
+    if quick and (given := [name for name, value in changes.items() if value is not None]):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(
+            f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out"
+        )
+    chosen = linear_schedule(schedule).changed(
+        epochs=epochs, batch_size=batch_size, head_lr=lr, smallest_crop=smallest_crop
+    )
+    settings = Settings(
+        image_branch(run, branch),
+        quick,
+        chosen,
+        baseline,
+        Reading(seed, workers, run.recipe.evaluation.batch_size),
+        DataOptions(data_root, dataset, split, train_split),
+    )
+    return on_processes(devices, device, _judge, run, settings)
+
+
+def _judge(world: World, run: Run, settings: Settings) -> Report:
+    """The whole protocol, on each of the processes; the main one prints and writes."""
+    found = labelled_data(run, settings.where)
+    announce(world, found.data)
+    results = (_quick if settings.quick else _whole)(world, run, found, settings)
+    report: Report = {
+        **results["trained"],
+        **{f"untrained_{name}": value for name, value in results.get("untrained", {}).items()},
+        "variant": "quick" if settings.quick else "whole",
+        **_method(settings),
+        "published": [] if settings.quick else _published(found),
+        **about(run, settings.branch, found, settings.command(run)),
+    }
+    if world.is_main:
+        protocol = "linear-quick" if settings.quick else "linear"
+        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
+        write_report(file, report)
+        _show(report, results, file)
+    return report
+
+
+def _whole(world: World, run: Run, found: Labelled, settings: Settings) -> dict[str, Report]:
+    models = {"trained": run.model(device=world.device.type)}
+    if settings.baseline:
+        models["untrained"] = run.model(untrained=True, device=world.device.type)
+    learners = [
+        Learner(
+            model.branch(settings.branch),
+            found.classes,
+            settings.schedule,
+            device=world.device,
+            seed=settings.reading.seed,
+        )
+        for model in models.values()
+    ]
+    source = models["trained"].inputs[run.recipe.branches[settings.branch].input]
+    tested = train_classifiers(
+        world,
+        learners,
+        source,
+        found,
+        settings.schedule,
+        tops=tops(found.classes),
+        reading=settings.reading,
+    )
+    return {name: asdict(result) for name, result in zip(models, tested, strict=True)}
+
+
+def _quick(world: World, run: Run, found: Labelled, settings: Settings) -> dict[str, Report]:
+    results: dict[str, Report] = {}
+    for name in ("trained", "untrained") if settings.baseline else ("trained",):
+        model = run.model(untrained=name == "untrained", device=world.device.type)
+        of = f"{'untrained-' if name == 'untrained' else ''}{found.data.name}"
+        train, test = (
+            features(world, run, model, settings.branch, samples, of=f"{of}-{part}")
+            for samples, part in ((found.train, found.train_split), (found.test, found.split))
+        )
+        # in every process: the others would only wait for one, and a process group loses patience
+        results[name] = asdict(
+            logistic.probe(
+                train,
+                found.train_labels,
+                test,
+                found.test_labels,
+                classes=found.classes,
+                tops=tops(found.classes),
+                device=world.device,
+            )
+        )
+    return results
+
+
+def _method(settings: Settings) -> Report:
+    if settings.quick:
+        return {
+            "classifier": "logistic regression (L-BFGS, l2) on standardised features of one centre crop",
+            "grid": list(logistic.GRID),
+            "selection": "a held-out tenth of the training samples of each class",
+        }
+    return {
+        "schedule": asdict(settings.schedule),
+        "changed": settings.schedule.differs(LINEAR[settings.schedule.name]),
+        "optimizer": "SGD",
+        "seed": settings.reading.seed,
+    }
+
+
+def _published(found: Labelled) -> list[Report]:
+    """Rows of the paper on the same pictures."""
+    if is_imagenet(found):
+        return published_rows(1, {"top1": "linear top-1", "top5": "linear top-5"})
+    if found.data.name in _TRANSFER:
+        return published_rows(2, {"top1": _TRANSFER[found.data.name]})
+    return []
+
+
+def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+    quick = report["variant"] == "quick"
+    title = "Linear probe, QUICK variant (centre crops)" if quick else "Linear probe"
+    columns = {"top1": "top-1"} | ({"top5": "top-5"} if report["top5"] is not None else {})
+    notes = []
+    if quick:
+        notes.append(
+            f"Quick: {report['classifier']}, penalty {report['penalty']:g}; not comparable with the published protocol."
+        )
+    else:
+        used = report["schedule"]
+        rates = (
+            "cosine to 0"
+            if used["decay"] == "cosine"
+            else f"divided by 10 at epochs {', '.join(map(str, used['milestones']))}"
+        )
+        notes.append(
+            f"Frozen encoder; schedule {used['name']} ({used['source']}): SGD {used['head_lr']:g}, {rates}, momentum "
+            f"{used['momentum']:g}, weight decay {used['weight_decay']:g}, batch {used['batch_size']}, "
+            f"{used['epochs']} epochs, crops of {used['smallest_crop']:g} to 1 of the area, flips."
+        )
+        if report["changed"]:
+            notes.append(f"Not as published: {', '.join(report['changed'])}.")
+    show(
+        f"{title}, {report['dataset']}: {report['classes']} classes, {report['train']:,} training pictures "
+        f"('{report['train_split']}'), {report['test']:,} test pictures ('{report['split']}')",
+        columns,
+        {f"{name}{' (quick)' if quick else ''}": values for name, values in results.items()},
+        report,
+        notes,
+        file,
+    )

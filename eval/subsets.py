@@ -1,0 +1,170 @@
+"""Which part of the training labels semi-supervised protocols may use.
+
+For ImageNet the 1 % and 10 % lists published with SimCLR, which the paper uses; they are fetched once, into the
+cache. For other data sets the same share of every class, drawn alike on every machine: the smaller subset is a part
+of the larger one. Or a user's own list of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.download import Downloader
+from mmvicreg.data.reader import duplicates, shorten
+from mmvicreg.datasets import cache_folder
+from mmvicreg.errors import UserError
+from mmvicreg.eval.labelled import Integers, Labelled
+from mmvicreg.samples import Sample
+
+_SOURCE = "https://raw.githubusercontent.com/google-research/simclr/master/imagenet_subsets/"
+LISTS = Card(
+    name="imagenet-subsets",
+    title="The 1 % and 10 % subsets of ImageNet published with SimCLR",
+    source=("https://github.com/google-research/simclr/tree/master/imagenet_subsets",),
+    licence="Apache-2.0",
+    description="12 811 and 128 116 file names, 12 or 13 and 128 or 129 of each class.",
+    pairs=(),
+    splits=(),
+    citation="Chen et al. 2020",
+    files=(
+        RemoteFile(
+            _SOURCE + "1percent.txt",
+            "1percent.txt",
+            size=260_323,
+            sha256="71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17",
+        ),
+        RemoteFile(
+            _SOURCE + "10percent.txt",
+            "10percent.txt",
+            size=2_603_168,
+            sha256="6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
+        ),
+    ),
+)
+_PUBLISHED = {1.0: "1percent.txt", 10.0: "10percent.txt"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Training samples whose labels may be used.
+
+    Attributes:
+        rows: positions among the training samples, in their order.
+        words: how they were chosen, for people.
+        published: they are the ones the paper used.
+    """
+
+    rows: Integers
+    words: str
+    published: bool
+
+
+def parse_labels(text: str) -> float | Path:
+    """``"1%"`` as the percentage 1.0, anything else as the path of a list.
+
+    Raises:
+        UserError: a percentage that is not above 0 and at most 100, or no such file.
+    """
+    if text.endswith("%"):
+        try:
+            percent = float(text[:-1])
+        except ValueError:
+            percent = float("nan")
+        if not 0 < percent <= 100:
+            raise UserError(f"--labels {text}: give a percentage above 0 and at most 100, such as 10%")
+        return percent
+    if not Path(text).is_file():
+        raise UserError(
+            f"--labels {text}: no such list of files (a percentage is written with its sign, as in 10%)"
+        )
+    return Path(text)
+
+
+def choose_labels(found: Labelled, labels: float | Path, *, downloader: Downloader | None = None) -> Choice:
+    """The training samples whose labels may be used.
+
+    Args:
+        found: samples with their classes.
+        labels: percent of the labels, or a file of names, one a line.
+        downloader: fetches ImageNet's lists where they are not in the cache yet.
+
+    Raises:
+        UserError: a list that cannot be fetched or read, or that names files that are not there.
+    """
+    if isinstance(labels, Path):
+        return Choice(rows_of(found.train, labels), f"those listed in {labels}", False)
+    if labels == 100:
+        return Choice(np.arange(len(found.train)), "all", False)
+    if found.data.name == "imagenet" and labels in _PUBLISHED:
+        path = _fetch(_PUBLISHED[labels], downloader or Downloader())
+        words = f"the {labels:g} % published with SimCLR ({path})"
+        return Choice(rows_of(found.train, path), words, True)
+    ids = [sample.id for sample in found.train]
+    rows = balanced_rows(ids, found.train_labels, percent=labels)
+    return Choice(rows, f"{labels:g} % of each class, drawn by this program", False)
+
+
+def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> Integers:
+    """Positions of the same share of every class, at least one each: the first of an order drawn once and for all.
+
+    The order is of the ids, sorted, so it is the same however the samples are listed; and what is drawn for a
+    smaller share is drawn for a larger one too.
+    """
+    chosen: list[int] = []
+    for label in np.unique(labels):
+        mine = sorted(np.flatnonzero(labels == label), key=lambda row: ids[row])
+        order = np.random.default_rng([0, int(label)]).permutation(len(mine))
+        chosen += [int(mine[place]) for place in order[: max(1, round(percent / 100 * len(mine)))]]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
+    """Positions of the samples that a list names, by file name, ``<class>/<file name>``, or id.
+
+    Raises:
+        UserError: the list cannot be read, is empty, names a file twice, one that is not there, or one of
+            several of that name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"the list {path} names no files")
+    if twice := duplicates(names):
+        raise UserError(f"the list {path} names {shorten(twice)} more than once")
+    rows: dict[str, list[int]] = {name: [] for name in names}
+    for row, sample in enumerate(samples):
+        keys = {sample.id}
+        if sample.image is not None:
+            keys |= {sample.image.name, f"{sample.image.parent.name}/{sample.image.name}"}
+        for key in keys & rows.keys():
+            rows[key].append(row)
+    if missing := [name for name in names if not rows[name]]:
+        raise UserError(
+            f"{len(missing):,} of {len(names):,} files listed in {path} are not among the {len(samples):,} training "
+            f"samples: {shorten(missing)}; the list is of other data, or the data is not whole"
+        )
+    if many := [name for name in names if len(rows[name]) > 1]:
+        raise UserError(
+            f"{path} names {shorten(many)}, and several training samples are called so; write <class>/<file name>"
+        )
+    return np.array(sorted({rows[name][0] for name in names}), dtype=np.int64)
+
+
+def _fetch(name: str, downloader: Downloader) -> Path:
+    folder = cache_folder() / LISTS.name
+    try:
+        downloader.get(LISTS, folder)
+    except UserError as error:
+        raise UserError(
+            f"{error} (ImageNet's published subset {name} is needed; get it from {_SOURCE}{name} and name it with "
+            "--labels FILE)"
+        ) from error
+    return folder / name

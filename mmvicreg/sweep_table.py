@@ -1,0 +1,141 @@
+"""The table of a sweep: what each alternative changed, and what it came to."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmvicreg.config import Recipe
+from mmvicreg.errors import UserError
+from mmvicreg.runs import write_whole
+from mmvicreg.sweep import Result, Sweep, changes
+
+RECALLS = ("R@1", "R@5", "R@10")
+
+
+def directions(results: Sequence[Result]) -> list[str]:
+    """The directions that the reports have, ``image_to_text`` and ``text_to_image`` for pictures and captions."""
+    first = next((report for result in results for report in result.reports), {})
+    return [name for name, value in first.items() if isinstance(value, Mapping) and "R@1" in value]
+
+
+def best_of_groups(results: Sequence[Result]) -> dict[str, str]:
+    """Group -> the alternative of it with the largest sum of recalls, the first of equals."""
+    best: dict[str, Result] = {}
+    for result in results:
+        rsum = result.rsum
+        if rsum is not None and rsum > (
+            (best[result.group].rsum or float("-inf")) if result.group in best else float("-inf")
+        ):
+            best[result.group] = result
+    return {group: result.name for group, result in best.items()}
+
+
+def rows(results: Sequence[Result]) -> list[list[str]]:
+    """A header, then a row an alternative: name, method, recalls of each direction, rsum, epochs, seeds."""
+    ways = directions(results)
+    header = ["alternative", "method"]
+    header += [f"{way.replace('_to_', ' to ')} {k}" for way in ways for k in RECALLS]
+    header += ["rsum", "epochs", "seeds"]
+    best = set(best_of_groups(results).values())
+    table = [header]
+    for result in results:
+        star = " *" if result.name in best else ""
+        row = [result.name + star, result.recipe.objective["name"]]
+        reports = result.reports
+        cells = [spread([report[way][k] for report in reports]) for way in ways for k in RECALLS]
+        row += [*cells, spread([report["rsum"] for report in reports])]
+        epochs = sorted({report["epoch"] for report in reports})
+        row += ["stopped" if result.problem else "/".join(map(str, epochs)), str(len(reports))]
+        table.append(row)
+    return table
+
+
+def spread(values: Sequence[float]) -> str:
+    """``12.3``, or the mean and standard deviation (n - 1) of several."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def method_settings(recipe: Recipe) -> str:
+    """A method with all of its options; of VICReg also the coefficients of every branch and edge."""
+    options = [f"{key} {value}" for key, value in recipe.objective.items() if key != "name"]
+    if recipe.objective["name"] == "vicreg":
+        options += [f"mu_{n} {b.variance:g}, nu_{n} {b.covariance:g}" for n, b in recipe.branches.items()]
+        options += [f"lambda_{edge.a}-{edge.b} {edge.invariance:g}" for edge in recipe.edges]
+    return f"{recipe.objective['name']} ({', '.join(options)})"
+
+
+def other_settings(base: Recipe, recipe: Recipe) -> list[str]:
+    """What an alternative changes of the recipe file besides its method and the coefficients."""
+    own = ("objective.", "branches.", "edges.")
+    told = (".variance", ".covariance", ".invariance")
+    return [
+        line
+        for line in changes(base, recipe)
+        if not (line.startswith(own) and (line.startswith(own[0]) or line.partition("=")[0].endswith(told)))
+    ]
+
+
+def markdown(sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: str) -> str:
+    """The whole result as a page: table, settings of each alternative, and how to make it again."""
+    table = rows(results)
+    report: Mapping[str, Any] = next((one for result in results for one in result.reports), {})
+    sizes = "; ".join(
+        f"{way.replace('_to_', ' to ')}: {report[way]['queries']:,} queries, gallery {report[way]['gallery']:,}, "
+        f"chance R@1 {report[way]['chance']['R@1']:.2f}"
+        for way in directions(results)
+    )
+    lines = [
+        f"Retrieval on {base.dataset.name} {sweep.split}, recall in percent, one gallery. {sizes}.",
+        "",
+        *("| " + " | ".join(row) + " |" for row in table[:1]),
+        "|" + "---|" * len(table[0]),
+        *("| " + " | ".join(row) + " |" for row in table[1:]),
+        "",
+        "\\* the largest rsum of its group. The settings of each; all else is the recipe's:",
+        "",
+    ]
+    for result in results:
+        changed = "".join(f", `{line}`" for line in other_settings(base, result.recipe))
+        lines.append(f"- {result.name}: {method_settings(result.recipe)}{changed}")
+    lines += [f"- {result.name} did not finish: {result.problem}" for result in results if result.problem]
+    return "\n".join([*lines, "", f"Made by `{command}`.", ""])
+
+
+def write_table(
+    out: Path, sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: str
+) -> tuple[Path, Path]:
+    """Write ``sweep.md`` and ``sweep.json`` (every report whole) into a folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    tree = {
+        "command": command,
+        "split": sweep.split,
+        "best": best_of_groups(results),
+        "alternatives": {
+            result.name: {
+                "group": result.group,
+                "changes": changes(base, result.recipe),
+                "rsum": result.rsum,
+                "problem": result.problem,
+                "reports": result.reports,
+            }
+            for result in results
+        },
+    }
+    page, data = out / "sweep.md", out / "sweep.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(page, markdown(sweep, results, base, command=command))
+        write_whole(data, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write the table into {out}: {error.strerror or error}") from error
+    return page, data

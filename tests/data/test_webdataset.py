@@ -1,0 +1,258 @@
+"""WebDataset shards: listed once, read in place, the same exact epochs as any other data set."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import IMAGE_TEXT
+from typer.testing import CliRunner
+
+from mmvicreg.branches.model import build_inputs
+from mmvicreg.cli import app
+from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.data import webdataset
+from mmvicreg.data.verify import verify
+from mmvicreg.data.webdataset import WebDataset, expand_braces, split_of
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.image import decode_image
+from mmvicreg.runs import open_run
+from mmvicreg.samples import Member
+from mmvicreg.training.loader import TrainingLoader
+
+
+def picture(value: int, kind: str = "png") -> bytes:
+    pixels = np.random.default_rng(value).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def shard(path: Path, members: Mapping[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def numbered(first: int, count: int) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    for number in range(first, first + count):
+        members[f"{number:06d}.png"] = picture(number)
+        members[f"{number:06d}.txt"] = f"picture no. {number} of many\n".encode()
+    return members
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three training shards of unequal length (40 samples) and one of validation (7)."""
+    root = tmp_path / "shards"
+    for number, (first, count) in enumerate(((0, 9), (9, 20), (29, 11))):
+        shard(root / f"train-{number:04d}.tar", numbered(first, count))
+    shard(root / "val-0000.tar", numbered(40, 7))
+    return root
+
+
+def test_a_sample_is_the_members_of_one_key(tmp_path: Path) -> None:
+    path = shard(
+        tmp_path / "train-0.tar",
+        {
+            "a/1.jpg": picture(1, "jpeg"),
+            "a/1.txt": "  eine Katze 🐈 \n".encode(),
+            "a/1.seg.png": b"another field",
+            "b/1.PNG": picture(2),
+            "b/1.json": json.dumps({"captions": ["one", "two"], "url": "x"}).encode(),
+            "./c.webp": picture(3, "webp"),
+            "./c.json": json.dumps({"caption": "猫"}).encode(),
+            "./c.txt": b"not this one",
+            ".hidden": b"",
+            "README": b"no key",
+        },
+    )
+    samples = WebDataset(path).samples("train")
+    assert [sample.id for sample in samples] == ["train-0/a/1", "train-0/b/1", "train-0/c"]
+    assert [sample.captions for sample in samples] == [("eine Katze 🐈",), ("one", "two"), ("猫",)]
+    assert [str(sample.image).removeprefix(f"{path}:") for sample in samples] == [
+        "a/1.jpg",
+        "b/1.PNG",
+        "./c.webp",
+    ]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["train-0.tar"]
+
+
+def test_pictures_are_read_in_place(shards: Path) -> None:
+    samples = WebDataset(shards).samples("train")
+    assert len(samples) == 40
+    for number in (0, 8, 9, 39):
+        image = samples[number].image
+        assert isinstance(image, Member)
+        with Image.open(io.BytesIO(picture(number))) as expected:
+            assert (np.asarray(decode_image(image)) == np.asarray(expected.convert("RGB"))).all()
+    report = verify("webdataset", shards, progress=False)
+    assert report.problems == ()
+    assert [(row.split, row.readable) for row in report.splits] == [("train", 40), ("val", 7)]
+
+
+def test_patterns_mean_what_a_shell_makes_of_them(shards: Path) -> None:
+    assert expand_braces("a{8..11}b{x,y}") == [f"a{n}b{c}" for n in (8, 9, 10, 11) for c in "xy"]
+    assert expand_braces("{008..010}") == ["008", "009", "010"]
+    assert expand_braces("plain") == ["plain"]
+    one = WebDataset(shards / "train-{0000..0002}.tar")
+    assert one.splits() == ("train",)
+    assert len(one.samples("train")) == 40
+    both = WebDataset(Path(f"{shards}/{{train,val}}-0000.tar"))
+    assert [len(both.samples(split)) for split in both.splits()] == [9, 7]
+    assert len(WebDataset(shards / "train-*.tar").samples("train")) == 40
+    for pattern in ("{0..", "{a}", "{5..1}", "{a,{b,c}}"):
+        with pytest.raises(UserError, match="--data-root"):
+            expand_braces(pattern)
+
+
+def test_names_and_folders_say_the_split(tmp_path: Path) -> None:
+    root = tmp_path / "val-shards"  # the root's own name says nothing
+    for name, split in (
+        ("train-0.tar", "train"), ("val_0.tar", "val"), ("validation/0.tar", "val"), ("test.0.tar", "test"),
+        ("cc3m-0.tar", "train"), ("trainer/0.tar", "train"), ("test/train-1.tar", "train"), ("0001.tar", "train"),
+    ):  # fmt: skip
+        assert split_of(root / name, root=root) == split, name
+
+
+def test_a_shard_is_listed_once_and_again_when_it_changes(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = WebDataset(shards).samples("train")
+
+    def never(path: Path) -> None:
+        raise AssertionError(f"{path} was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "_read_shard", never)
+        assert WebDataset(shards).samples("train") == before
+    changed = shard(shards / "train-0001.tar", numbered(100, 3))
+    os.utime(changed, ns=(1, 1))
+    after = WebDataset(shards).samples("train")
+    assert len(after) == 23
+    assert [sample.captions for sample in after[9:12]] == [
+        (f"picture no. {n} of many",) for n in (100, 101, 102)
+    ]
+
+
+def recipe(shards: Path, *settings: str) -> Recipe:
+    path = recipe_path("image-text", "webdataset", None)
+    return load_recipe(path, {"dataset.root": str(shards)}, [*IMAGE_TEXT, "training.batch_size=8", *settings])
+
+
+def loader(settings: Recipe, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> TrainingLoader:
+    samples = WebDataset(Path(str(settings.dataset.root))).samples("train")
+    inputs = build_inputs(settings)
+    for source in inputs.values():
+        source.fit(samples)
+    return TrainingLoader(settings, inputs, samples, rank=rank, world_size=world_size, workers=workers)
+
+
+def test_epochs_are_exact_in_every_process_and_continue_at_any_batch(shards: Path) -> None:
+    """40 samples in batches of 8: five steps everywhere, every sample once, whatever the shards' lengths."""
+    settings = recipe(shards)
+    whole = list(loader(settings).epoch(1))
+    assert sorted(torch.cat([batch.index for batch in whole]).tolist()) == list(range(40))
+    parts = [list(loader(settings, rank=rank, world_size=4).epoch(1)) for rank in range(4)]
+    assert [len(part) for part in parts] == [5, 5, 5, 5]
+    for one, *shares in zip(whole, *parts, strict=True):
+        assert [len(share.index) for share in shares] == [2, 2, 2, 2]
+        assert torch.equal(one.index, torch.cat([share.index for share in shares]))
+        pixels = torch.cat([share.views["image/0"]["pixels"] for share in shares])
+        assert torch.equal(one.views["image/0"]["pixels"], pixels)
+    for one, again in zip(whole[3:], loader(settings, workers=2).epoch(1, start=3), strict=True):
+        assert torch.equal(one.index, again.index)
+        assert torch.equal(one.views["image/0"]["pixels"], again.views["image/0"]["pixels"])
+
+
+def test_trained_and_judged_from_shards_with_a_damaged_picture(shards: Path, tmp_path: Path) -> None:
+    members = numbered(60, 8)
+    members["000062.png"] = members["000062.png"][:50]
+    shard(shards / "train-0003.tar", members)
+    settings = [word for setting in (*IMAGE_TEXT, "training.epochs=1") for word in ("--set", setting)]
+    out = tmp_path / "run"
+    flags = ["--pair", "image-text", "--dataset", "webdataset", "--data-root", str(shards), "--workers", "0"]
+    words = ["train", *flags, *settings, "--out", str(out), "--on-bad-sample", "skip"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    listed = (out / "skipped.jsonl").read_text()
+    assert json.loads(listed)["file"] == f"{shards / 'train-0003.tar'}:000062.png"
+    result = CliRunner().invoke(app, ["eval", "retrieval", str(out)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "webdataset val" in result.output
+    assert open_run(out).epochs_done == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"1.txt": b"x"}, r"the sample '1' has no picture \(it has txt\)"),
+        ({"1.jpg": picture(1), "1.png": picture(1)}, "the sample '1' has 2 pictures"),
+        ({"1.png": picture(1), "1.txt": b" \n"}, "caption 1 of 1 of the picture '1' is empty"),
+        ({"1.png": picture(1), "1.json": b"[1]"}, "is not an object"),
+        ({"1.png": picture(1), "1.json": b"{"}, "the text of the sample '1' cannot be read"),
+        ({"1.png": picture(1), "1.txt": b"\xff\xfe\xfa"}, "the text of the sample '1' cannot be read"),
+        ({"1.png": picture(1), "1.json": b'{"caption": 7}'}, "is not text: 7"),
+        ({"1.png": picture(1), "1.txt": b"x", "2.png": picture(2)}, r"1 of 2 samples .* no caption, first .*2\.png"),
+        ({"README": b""}, "holds no samples"),
+    ],
+)  # fmt: skip
+def test_what_is_no_sample_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    path = shard(tmp_path / "train-0.tar", members)
+    with pytest.raises(UserError, match=message) as caught:
+        WebDataset(path).samples("train")
+    assert "train-0.tar" in str(caught.value) or str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["cut in a member", "cut at its end", "compressed", "no tar", "empty"])
+def test_what_is_no_whole_tar_is_named(shards: Path, damage: str) -> None:
+    path = shards / "train-0001.tar"
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    end = last.offset_data + 512
+    path.write_bytes(
+        {
+            "cut in a member": content[: last.offset_data + 3],
+            "cut at its end": content[:end],
+            "compressed": gzip.compress(content),
+            "no tar": b"<html>" + bytes(2000),
+            "empty": b"",
+        }[damage]
+    )
+    with pytest.raises(UserError, match=r"train-0001\.tar is not a whole uncompressed tar"):
+        WebDataset(shards).samples("train")
+    assert len(WebDataset(shards).samples("val")) == 7
+
+
+def test_places_without_shards(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"2 of the shards .* are not there: .*train-0003\.tar, .*train-0004\.tar"
+    ):
+        WebDataset(shards / "train-{0000..0004}.tar")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no shards at"):
+        WebDataset(tmp_path / "empty")
+    with pytest.raises(UserError, match="are not there"):
+        WebDataset(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="mount or copy them"):
+        WebDataset(Path("s3://bucket/train-{0..9}.tar"))
+    with pytest.raises(UserError, match="names shards twice"):
+        WebDataset(shards / "train-000{0,0}.tar")
+    shard(shards / "more" / "train-0000.tar", numbered(0, 2))
+    with pytest.raises(UserError, match=r"several samples of the split train are called train-0000/000000"):
+        WebDataset(shards).samples("train")

@@ -1,0 +1,201 @@
+"""``eval finetune``: against a loop written out, subsets of labels, and a run that keeps everything it had."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import http.server
+import json
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eval_stubs import StubData
+from picture_runs import contents, mmvicreg, picture_run, write_pictures
+from torch.nn import functional
+
+from mmvicreg.data.download import Downloader
+from mmvicreg.errors import UserError
+from mmvicreg.eval import classifier, subsets
+from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
+from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
+from mmvicreg.eval.schedules import Schedule
+from mmvicreg.inputs.image import ImageInput
+from mmvicreg.runs import Run
+from mmvicreg.samples import Sample
+from mmvicreg.training.addressing import epoch_order, view_rng
+from mmvicreg.training.distributed import World
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = write_pictures(tmp_path_factory.mktemp("finetune") / "data", train=6, val=2)
+    # frozen in pretraining, and fine-tuned all the same
+    return picture_run(tmp_path_factory.mktemp("finetune") / "run", root, "branches.image.freeze=batchnorm")
+
+
+def test_encoder_and_head_take_the_steps_of_a_loop_written_out(run: Run) -> None:
+    found = labelled_data(run, DataOptions())
+    schedule = Schedule("test", "", 2, 9, 0.1, 0.02, 0.0)
+    model = run.model(device="cpu")
+    twin = copy.deepcopy(model.branch("image"))
+    learner = Learner(model.branch("image"), 3, schedule, device=ALONE.device, seed=1)
+    weight, bias = (p.detach().clone().requires_grad_() for p in learner.head.parameters())
+    train_classifiers(
+        ALONE, [learner], model.inputs["image"], found, schedule, tops=(1,), reading=Reading(1, 0, 8)
+    )
+    crops = ImageInput(ImageInput.Config(size=32, crop_area=(0.2, 1.0)))
+    parameters = [(p, 0.02) for p in twin.encoder.parameters()] + [(weight, 0.1), (bias, 0.1)]
+    moving = [torch.zeros_like(p) for p, _ in parameters]
+    twin.eval().requires_grad_(True)
+    twin.encoder.train()
+    for epoch in range(2):
+        factor = (1 + math.cos(math.pi * epoch / 2)) / 2
+        order = epoch_order(1, epoch, 18)
+        for rows in (order[:9], order[9:]):
+            item = crops.collate([crops.load(found.train[i], view_rng(1, epoch, int(i), 0)) for i in rows])
+            logits = twin.encoder(twin.frontend(item)) @ weight.T + bias
+            loss = functional.nll_loss(logits.log_softmax(1), torch.from_numpy(found.train_labels[rows]))
+            gradients = torch.autograd.grad(loss, [p for p, _ in parameters])
+            with torch.no_grad():
+                for (p, rate), buffer, gradient in zip(parameters, moving, gradients, strict=True):
+                    buffer.mul_(0.9).add_(gradient)
+                    p.sub_(rate * factor * buffer)
+    torch.testing.assert_close(learner.head.weight, weight, rtol=1e-3, atol=1e-4)
+    states = model.branch("image").encoder.state_dict(), twin.encoder.state_dict()
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_only_the_result_is_written_into_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run.path, besides="eval/finetune-")
+    words = ("--epochs", 1, "--batch-size", 9, "--workers", 0, "--device", "cpu", "--baseline")
+    assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", "50%", *words) == 0
+    assert contents(run.path, besides="eval/finetune-") == before
+    file = run.path / "eval" / "finetune-50percent-val.json"
+    report = json.loads(file.read_text())
+    assert (report["labels"], report["labelled"], report["chosen"][:4]) == ("50%", 9, "50 %")
+    assert report["from_scratch_top1"] == report["top1"]  # the weights of this run are its initial ones
+    assert (report["schedule"]["encoder_lr"], report["schedule"]["head_lr"]) == (0.01, 0.1)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rates 0.01 and 0.1, cosine to 0" in printed
+    assert "from scratch" in printed
+
+    # interrupted the second time: the first result stays, and nothing else comes
+    there = contents(run.path)
+    monkeypatch.setattr(classifier, "_test", _interrupted)
+    assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", "50%", *words) == 130
+    assert contents(run.path) == there
+
+
+def _interrupted(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    listed = tmp_path / "mine.txt"
+    listed.write_text("train0-1.png\n\nc01/train1-3.png\ntrain/c01/train1-0.png\n")
+    words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
+    assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
+    report = json.loads((run.path / "eval" / "finetune-list-mine-val.json").read_text())
+    assert (report["labelled"], report["classes_without_labels"]) == (3, 1)
+    assert "1 classes have no label" in " ".join(capsys.readouterr().out.split())
+    listed.write_text("train0-1.png\nn01440764_1.JPEG\n")
+    assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 2
+    assert "1 of 2 files" in (told := capsys.readouterr().err)
+    assert "n01440764_1.JPEG" in told
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "names no files"),
+        ("a/1.png\nb/2.png\na/1.png\n", "names a/1.png more than once"),
+        ("1.png\n", "several training samples are called so"),
+        ("a/3.png\nx.png\ny.png\nz.png\nw.png", r"5 of 5 files .* a/3.png, x.png, y.png and 2 more"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None:
+    samples = [Sample(id=f"{c}/{i}", image=Path(f"/d/{c}/{i}.png")) for c in "ab" for i in (1, 2)]
+    (tmp_path / "list").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        subsets.rows_of(samples, tmp_path / "list")
+    (tmp_path / "list").write_text("b/1.png\na/2.png")
+    assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "x%", "-1%", "nan%", "10", "no/such.txt"])
+def test_labels_that_mean_nothing(text: str) -> None:
+    with pytest.raises(UserError, match="--labels"):
+        subsets.parse_labels(text)
+
+
+def test_drawn_subsets_are_balanced_nested_and_the_same_in_any_order() -> None:
+    labels = np.repeat(np.arange(5), [200, 100, 50, 7, 1])
+    ids = [f"{i:04d}" for i in range(len(labels))]
+    small, large = (subsets.balanced_rows(ids, labels, percent=p) for p in (1.0, 10.0))
+    assert np.bincount(labels[small]).tolist() == [2, 1, 1, 1, 1]
+    assert np.bincount(labels[large]).tolist() == [20, 10, 5, 1, 1]
+    assert set(small) <= set(large)
+    mixed = np.random.default_rng(0).permutation(len(labels))
+    again = subsets.balanced_rows([ids[i] for i in mixed], labels[mixed], percent=10.0)
+    assert {ids[mixed[i]] for i in again} == {ids[i] for i in large}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", folder
+        running.shutdown()
+
+
+def _imagenet() -> Labelled:
+    samples = [
+        Sample(id=f"n{c}/n{c}_{i}", image=Path(f"/i/n{c}/n{c}_{i}.JPEG"), label=c)
+        for c in range(3)
+        for i in range(4)
+    ]
+    data = StubData({"train": samples}, name="imagenet", classes=("n0", "n1", "n2"))
+    labels = np.array([sample.label for sample in samples])
+    return Labelled(data, True, "train", "val", samples, labels, samples[:1], labels[:1])
+
+
+def test_imagenets_published_lists_are_fetched_once_and_checked(
+    tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, folder = server
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = b"n2_1.JPEG\nn0_3.JPEG\n"
+    for name in ("1percent.txt", "10percent.txt"):
+        (folder / name).write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    files = tuple(replace(file, size=len(text), sha256=digest) for file in subsets.LISTS.files)
+    published = subsets.LISTS
+    monkeypatch.setattr(subsets, "LISTS", replace(published, files=files))
+    downloader = Downloader(mirror=url, progress=False, retries=1)
+    choice = subsets.choose_labels(_imagenet(), 1.0, downloader=downloader)
+    assert (choice.rows.tolist(), choice.published) == ([3, 9], True)
+    (folder / "10percent.txt").unlink()
+    assert subsets.choose_labels(_imagenet(), 10.0, downloader=downloader).rows.tolist() == [3, 9]
+    drawn = subsets.choose_labels(_imagenet(), 25.0, downloader=downloader)
+    assert (len(drawn.rows), drawn.published) == (3, False)
+
+    monkeypatch.setattr(subsets, "LISTS", published)  # what was served is not what is published
+    with pytest.raises(UserError, match=r"--labels FILE"):
+        subsets.choose_labels(_imagenet(), 1.0, downloader=downloader)

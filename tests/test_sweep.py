@@ -1,0 +1,193 @@
+"""``mmvicreg sweep``: alternatives of a recipe, resumable, judged on validation data, one table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import IMAGE_TEXT
+from typer.testing import CliRunner
+
+from mmvicreg import sweep as sweeps
+from mmvicreg.cli import app
+from mmvicreg.config import recipes_folder
+from mmvicreg.errors import UserError
+from mmvicreg.runs import open_run
+from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
+from mmvicreg.sweep_table import best_of_groups, method_settings, other_settings, spread
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted(recipes_folder().glob("*/sweeps/*.yaml"))
+SETTINGS = {key: yaml.safe_load(value) for key, _, value in (s.partition("=") for s in IMAGE_TEXT)}
+
+
+def write(path: Path, **keys: object) -> Path:
+    tree = {"pair": "image-text", "dataset": "shapes", "settings": SETTINGS | {"training.epochs": 1}, **keys}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
+
+
+def mistake(*words: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_sweep_resolves(path: Path) -> None:
+    sweep = read_sweep(path)
+    assert sweep.pair == path.parent.parent.name
+    plans = recipes(sweep)
+    base = base_recipe(sweep)
+    told = [tuple(changes(base, plan[0])) for plan in plans.values()]
+    assert len(set(told)) == len(told), "two alternatives are the same"
+    assert {plan[0].optimizer for plan in plans.values()} == {base.optimizer}
+    assert {plan[0].dataset.name for plan in plans.values()} == {sweep.dataset}
+    assert sweep_path(path.stem) == path
+
+
+def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
+    sweep = read_sweep(sweep_path("flickr8k-methods"))
+    base = base_recipe(sweep)
+    methods = {name: plan[0] for name, plan in recipes(sweep).items()}
+    assert list(methods) == ["vicreg", "barlow_twins", "vse", "simclr"]
+    for name, recipe in methods.items():
+        assert recipe.objective["name"] == name
+        assert recipe.model_copy(update={"objective": base.objective}) == base
+        assert other_settings(base, recipe) == []
+    assert method_settings(methods["vse"]) == "vse (margin 0.2, negatives hardest, reduction sum)"
+    assert "mu_image 25, nu_image 1" in method_settings(methods["vicreg"])
+    assert "lambda_image-text 25" in method_settings(methods["vicreg"])
+
+
+def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "mine.yaml",
+        seeds=[0, 1],
+        alternatives={
+            "nu-5": {"group": "g", "settings": {"branches.text.covariance": 5}},
+            "simclr": {"group": "g", "method": "simclr"},
+        },
+    )
+    out = tmp_path / "out"
+    words = ["sweep", str(file), "--data-root", str(tiny_shapes), "--out", str(out), "--workers", "0"]
+    first = CliRunner().invoke(app, [*words, "--only", "simclr"])
+    assert first.exit_code == 0, (first.output, first.exception)
+    assert {path.parent.name for path in out.glob("*/seed*")} == {"simclr"}
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/seed*/checkpoints/*.pt")}
+    assert len(written) == 2
+
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "trained again"
+    tree = json.loads((out / "sweep.json").read_text())
+    assert list(tree["alternatives"]) == ["nu-5", "simclr"]
+    for name, one in tree["alternatives"].items():
+        assert [report["split"] for report in one["reports"]] == ["val", "val"]
+        assert one["rsum"] == pytest.approx(sum(report["rsum"] for report in one["reports"]) / 2)
+        for seed, report in enumerate(one["reports"]):
+            run = open_run(out / name / f"seed{seed}")
+            assert run.recipe.seed == seed
+            assert json.loads((run.path / "eval" / "retrieval-val.json").read_text()) == report
+    winner = max(tree["alternatives"], key=lambda name: tree["alternatives"][name]["rsum"])
+    assert tree["best"] == {"g": winner}
+    page = (out / "sweep.md").read_text()
+    assert page in result.output
+    assert f"| {winner} * | " in page
+    assert "nu_text 5" in page
+    assert "20 queries, gallery 100" in page.replace("; text", "")
+
+    # a run that is gone is made again, to the same figures
+    shutil.rmtree(out / "simclr" / "seed0")
+    result = CliRunner().invoke(app, [*words, "--only", "simclr"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert json.loads((out / "sweep.json").read_text())["alternatives"]["simclr"]["rsum"] == pytest.approx(
+        tree["alternatives"]["simclr"]["rsum"]
+    )
+    # another recipe under the same name is not taken for the same
+    assert "alternative 'simclr': the run" in mistake(*words, "--only", "simclr", "--set", "optimizer.lr=0.5")
+
+
+def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tmp_path: Path) -> None:
+    collapse = {"monitor.grace_steps": 0, "monitor.patience": 1, "monitor.min_rank": 1000}
+    file = write(tmp_path / "mine.yaml", alternatives={"bad": {"settings": collapse}, "good": {}})
+    out = tmp_path / "out"
+    words = ["sweep", str(file), "--data-root", str(tiny_shapes), "--out", str(out), "--workers", "0"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    tree = json.loads((out / "sweep.json").read_text())
+    assert tree["alternatives"]["bad"]["problem"].startswith("training stopped:")
+    assert tree["best"] == {"good": "good"}
+    assert "bad did not finish: training stopped:" in (out / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"split": "test"}, "a sweep chooses, so it is judged on validation data, not on 'test'"),
+        ({"split": "val+test"}, "not on 'val\\+test'"),
+        ({"alternatives": {}}, "alternatives"),
+        ({"alternatives": {"a/b": {}}}, "'a/b' names a folder"),
+        ({"alternatives": {"a": {"setings": {}}}}, r"alternatives\.a\.setings"),
+        (
+            {"alternatives": {"a": {"settings": {"optimizer.lrr": 1}}}},
+            "alternative 'a': .*optimizer.lrr.*did you mean 'lr'",
+        ),
+        ({"alternatives": {"a": {"method": "vicregg"}}}, "alternative 'a': .*did you mean 'vicreg'"),
+        ({"pair": "image-txt", "alternatives": {"a": {}}}, "did you mean 'image-text'"),
+    ],
+)
+def test_nonsense_is_refused(tmp_path: Path, keys: dict[str, object], message: str) -> None:
+    file = write(tmp_path / "mine.yaml", **{"alternatives": {"a": {}}, **keys})
+    with pytest.raises(UserError, match=message):
+        recipes(read_sweep(file))
+
+
+def test_names_are_looked_up(tmp_path: Path) -> None:
+    assert "did you mean 'flickr8k'" in mistake("sweep", "flickr8")
+    assert "no sweep file" in mistake("sweep", tmp_path / "x.yaml")
+    assert "no alternative 'vicregg'; did you mean 'vicreg'" in mistake(
+        "sweep", "flickr8k-methods", "--only", "vicregg"
+    )
+
+
+def test_the_best_of_a_group_has_every_seed() -> None:
+    recipe = base_recipe(read_sweep(sweep_path("flickr8k-methods")))
+    some = [
+        Result("a", "g", recipe, [{"rsum": 10.0}, {"rsum": 20.0}]),
+        Result("b", "g", recipe, [{"rsum": 90.0}], problem="training stopped: ..."),
+        Result("c", "g", recipe, [{"rsum": 15.0}, {"rsum": 15.0}]),
+    ]
+    assert best_of_groups(some) == {"g": "a"}
+    assert spread([1.0, 2.0, 4.5]) == "2.5 ± 1.8"
+    assert spread([1.25]) == "1.2"
+
+
+def test_make_flickr8k_says_what_it_needs_and_runs_the_sweep() -> None:
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    venv = Path(sys.prefix)
+    asked = subprocess.run(
+        ["make", f"VENV={venv}", "flickr8k"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode != 0
+    assert "FLICKR8K=DIR" in asked.stderr
+    shown = subprocess.run(
+        ["make", "--dry-run", f"VENV={venv}", "flickr8k", "FLICKR8K=/data/f8k", "EPOCHS=3", "ARGS=--device cpu"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", "")  # fmt: skip
+    for word in (
+        "sweep",
+        '"flickr8k-methods"',
+        '"/data/f8k"',
+        '"runs/flickr8k"',
+        "--epochs 3",
+        "--device cpu",
+    ):
+        assert word in shown
+    assert sweeps.read_sweep(sweep_path("flickr8k-methods"))
