@@ -128,7 +128,11 @@ def _epochs(model: JointModel, loader: TrainingLoader, labels: Tensor) -> Iterat
             for batch in loader.epoch(epoch):
                 seed_step(recipe.seed, step, 0)
                 factor = rate_factor(
-                    step, steps_per_epoch=steps, epochs=training.epochs, schedule=recipe.schedule
+                    step,
+                    steps_per_epoch=steps,
+                    epochs=training.epochs,
+                    schedule=recipe.schedule,
+                    rate=recipe.rate,
                 )
                 set_rate(optimizer, factor)
                 optimizer.zero_grad(set_to_none=True)
