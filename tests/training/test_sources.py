@@ -191,12 +191,13 @@ def test_what_is_wrong_with_a_source_is_said(
     [
         ("sources.pictures.dataset.root=/nowhere", "source 'pictures': "),
         ("sources.pictures.batch_size=25", "source 'pictures': a batch of 25 is larger than the training data (24"),
-        ("sources.pictures.dataset={name: tones}", "source 'pictures': the data set tones is for wave-mel, and its"),
+        ("sources.pictures.dataset={name: tones, root: TONES}", "the data set tones is for wave-mel, and its"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_source_s_data_is_said(
-    tiny_shapes: Path, pictures: Path, tmp_path: Path, setting: str, message: str
+    tiny_shapes: Path, tiny_tones: Path, pictures: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
+    setting = setting.replace("TONES", str(tiny_tones))
     with pytest.raises(UserError) as error:
         start(tmp_path / "run", two_sources(tiny_shapes, pictures, setting))
     assert message in str(error.value)
