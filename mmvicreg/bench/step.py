@@ -97,7 +97,7 @@ class Ours:
 
     def __init__(self, recipe: Recipe, views: Sequence[Mapping[str, Tensor]], device: str) -> None:
         self.model: JointModel = build_model(recipe, build_inputs(recipe), pretrained=False)
-        self.model.to(device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(device).train().to(memory_format=torch.channels_last)
         self.model.autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.batch = Batch(
