@@ -14,8 +14,7 @@ import sentencepiece
 import soundfile
 import torch
 from PIL import Image
-from test_encoders import tiny_bert
-from tiny import tiny_recipe, untrained_run
+from tiny import tiny_bert, tiny_recipe, untrained_run
 from torch import Tensor
 
 from mmvicreg.branches.frontends import TextBatch
@@ -63,7 +62,7 @@ def test_torchvisions_names(name: str) -> None:
         scope: dict[str, Any] = {"torch": torch}
         with torch.device("meta"):
             exec("\n".join(resnets.torchvision_lines(name, encoder) or ()), scope)
-            assert scope["model"](torch.empty(1, channels, 32, 32)).shape == (1, encoder.out_features)
+            assert scope["model"](torch.empty(2, channels, 32, 32)).shape == (2, encoder.out_features)
         assert shapes(scope["model"].state_dict()) == shapes(encoder.network.state_dict())
 
 
@@ -183,8 +182,8 @@ def test_words_from_what_is_told(tiny_shapes: Path, tmp_path: Path) -> None:
 def test_sounds_from_what_is_told(tiny_tones: Path, tmp_path: Path, scaling: str) -> None:
     import librosa
 
-    settings = ("branches.mel.frontend.scaling=" + scaling, "inputs.audio.sample_rate=44100")
-    settings += ("branches.mel.frontend.sample_rate=44100", "branches.mel.frontend.f_min=50")
+    settings = ("branches.mel.frontend.scaling=" + scaling, "inputs.audio.sample_rate=11025")
+    settings += ("branches.mel.frontend.sample_rate=11025", "branches.mel.frontend.f_min=50")
     run = open_run(untrained_run(tmp_path / "run", tiny_recipe("wave-mel", tiny_tones, *settings)).path)
     content = run.content["model"]
     if scaling == "training":
