@@ -354,7 +354,11 @@ class Recipe(Strict):
                         f"branches.{name}.frontend.{key} is {branch.frontend[key]} and "
                         f"inputs.{branch.input}.{key} {source[key]}; set both to the same"
                     )
+        there: set[frozenset[str]] = set()
         for edge in self.edges:
+            if (ends := frozenset((edge.a, edge.b))) in there:
+                raise ValueError(f"the edge {edge.a}-{edge.b} is there twice; add their invariance up in one")
+            there.add(ends)
             for end in (edge.a, edge.b):
                 if end not in self.branches:
                     raise ValueError(
