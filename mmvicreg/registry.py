@@ -75,6 +75,8 @@ DATASETS = Registry(
         "image-folder": "mmvicreg.data.image_folder:ImageFolder",
         "imagenet": "mmvicreg.data.imagenet:ImageNet",
         "cifar10": "mmvicreg.data.cifar10:Cifar10",
+        "places205": "mmvicreg.data.listed_pictures:Places205",
+        "inat18": "mmvicreg.data.listed_pictures:INat18",
     },
     "mmvicreg.datasets",
 )
