@@ -23,7 +23,7 @@ RUN := "$(abspath $(VENV))/bin/python" -m
 endif
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: help demo flickr8k test test-all lint types format clean
+.PHONY: help demo flickr8k esc10 test test-all lint types format clean
 
 help:  ## List these commands.
 	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1 \2/p' Makefile | while read -r name what; do printf '  make %-9s %s\n' "$$name" "$$what"; done
@@ -46,6 +46,16 @@ flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, SimCLR on FLICKR8K=DIR in on
 	  "pictures (mmvicreg data info flickr8k says where they come from)" >&2; exit 2; }
 	$(RUN) mmvicreg sweep "$(or $(SWEEP),flickr8k-methods)" --data-root "$(FLICKR8K)" \
 	  --out "$(or $(OUT),runs/flickr8k)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
+esc10: $(READY)  ## VICReg, Barlow Twins, supervised by ESC-10's folds; ESC10=DIR OUT=DIR EPOCHS=N; again to go on.
+	@set -e; out="$(or $(OUT),runs/esc10)"; \
+	step() { printf '\n$$ mmvicreg %s\n' "$$*"; $(RUN) mmvicreg "$$@"; }; \
+	for method in vicreg barlow_twins; do \
+	  step train --pair wave-mel --dataset esc10 --method $$method --fold all --resume --out "$$out/$$method" \
+	    $(if $(ESC10),--data-root "$(ESC10)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS); \
+	done; \
+	step eval retrieval "$$out/vicreg"; \
+	step eval linear "$$out/vicreg" --compare "$$out/barlow_twins" --supervised
 
 test: $(READY)  ## Run the tests, on two processes; on real data too where MMVICREG_REAL_DATA names them.
 	$(PYTEST) -m 'not slow' $(ARGS)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from mmvicreg.data.card import Card, RemoteFile, TableFilter
+from mmvicreg.data.esc50_published import ESC10, TARGETS, check_listed, published_faults
 from mmvicreg.data.reader import Reader, check_inside, check_present, not_here, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
@@ -21,60 +22,7 @@ from mmvicreg.samples import Sample
 COLUMNS = ("filename", "fold", "target", "category", "src_file")
 """Columns without which the protocol cannot be followed; ``esc10`` is needed by ESC-10 alone."""
 
-CLASSES = frozenset(
-    (
-        "airplane",
-        "breathing",
-        "brushing_teeth",
-        "can_opening",
-        "car_horn",
-        "cat",
-        "chainsaw",
-        "chirping_birds",
-        "church_bells",
-        "clapping",
-        "clock_alarm",
-        "clock_tick",
-        "coughing",
-        "cow",
-        "crackling_fire",
-        "crickets",
-        "crow",
-        "crying_baby",
-        "dog",
-        "door_wood_creaks",
-        "door_wood_knock",
-        "drinking_sipping",
-        "engine",
-        "fireworks",
-        "footsteps",
-        "frog",
-        "glass_breaking",
-        "hand_saw",
-        "helicopter",
-        "hen",
-        "insects",
-        "keyboard_typing",
-        "laughing",
-        "mouse_click",
-        "pig",
-        "pouring_water",
-        "rain",
-        "rooster",
-        "sea_waves",
-        "sheep",
-        "siren",
-        "sneezing",
-        "snoring",
-        "thunderstorm",
-        "toilet_flush",
-        "train",
-        "vacuum_cleaner",
-        "washing_machine",
-        "water_drops",
-        "wind",
-    )
-)
+CLASSES = frozenset(TARGETS)
 """ESC-50's fifty category names."""
 
 _ARCHIVE = RemoteFile(
@@ -143,7 +91,9 @@ class Esc50(Reader):
             raise not_here(self.root, self.card, "it should hold meta/esc50.csv")
         if not (self.root / "audio").is_dir():
             raise not_here(self.root, self.card, "it should hold the folder audio/")
-        self._rows = self._choose(read_rows(self._csv, esc10=self._needs_esc10()))
+        rows = read_rows(self._csv, esc10=self._needs_esc10())
+        check_listed(rows, self.root / "audio", self._csv)
+        self._rows = self._choose(rows)
         targets = {row.target: row.category for row in self._rows}
         order = sorted(targets)
         self.classes = tuple(targets[target] for target in order)
@@ -167,6 +117,13 @@ class Esc50(Reader):
             [s.audio for s in samples if s.audio], "recordings", self._csv, self.card.way_out(self.root)
         )
         return samples
+
+    def faults(self) -> list[str]:
+        """What differs from the published set, beside its counts by fold, in words: for ``verify``."""
+        if self.name not in ("esc50", "esc10"):
+            return []
+        names = [name for target, name in enumerate(TARGETS) if self.name == "esc50" or target in ESC10]
+        return published_faults(self._rows, self.root / "audio", names)
 
     def _needs_esc10(self) -> bool:
         return False

@@ -119,6 +119,7 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
             problems.append(f"and {len(bad) - NAMED:,} more damaged files in the split {split}")
     if card.classes is not None and len(dataset.classes) != card.classes:
         problems.append(f"{len(dataset.classes):,} of {card.classes:,} classes")
+    problems += getattr(dataset, "faults", list)()  # what a data set knows of itself
     problems += _check_archives(card, root)
     unions = [_union(name, reports) for name in card.unions if set(name.split("+")) <= reports.keys()]
     splits = (*reports.values(), *unions)

@@ -30,7 +30,7 @@ from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
-from mmvicreg.eval.tasks import group_of, labels_of, tasks_of
+from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.training.log import say
@@ -159,7 +159,6 @@ def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: b
         )
     samples, tasks = tasks_of(run, data, own=own, fold=fold)
     labels = labels_of(samples, data)
-    groups = [group_of(sample) for sample in samples]
     trained = _features(run, branches, samples, untrained=False)
     initial = _features(run, branches, samples, untrained=True) if untrained else {}
 
@@ -170,7 +169,7 @@ def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: b
                 labels[task.train],
                 x[task.test],
                 labels[task.test],
-                groups=[groups[i] for i in task.train],
+                groups=groups_of([samples[i] for i in task.train]),
                 classes=len(data.classes),
             )
             for name, x in features.items()

@@ -128,7 +128,11 @@ def _epochs(model: JointModel, loader: TrainingLoader, labels: Tensor) -> Iterat
             for batch in loader.epoch(epoch):
                 seed_step(recipe.seed, step, 0)
                 factor = rate_factor(
-                    step, steps_per_epoch=steps, epochs=training.epochs, schedule=recipe.schedule
+                    step,
+                    steps_per_epoch=steps,
+                    epochs=training.epochs,
+                    schedule=recipe.schedule,
+                    rate=recipe.rate,
                 )
                 set_rate(optimizer, factor)
                 optimizer.zero_grad(set_to_none=True)
@@ -161,7 +165,7 @@ def _differentiate(model: JointModel, batch: Batch, labels: Tensor) -> Tensor:
             losses.append(torch.stack([functional.cross_entropy(z, target) for z in own]).mean())
             right = torch.stack([(z.argmax(1) == target).float().mean() for z in own]).mean()
             total[place] += share * torch.stack([losses[-1].detach().float(), right])
-        (share * torch.stack(losses).sum()).backward()
+        (share * torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
     return total
 
 

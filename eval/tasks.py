@@ -108,8 +108,16 @@ def labels_of(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]
     return np.array([sample.label for sample in samples], dtype=np.int64)
 
 
-def group_of(sample: Sample) -> str:
-    """What must stay on one side of the inner split: the fold, else the source, else the sample alone."""
-    if sample.fold is not None:
+def groups_of(samples: Sequence[Sample]) -> list[str]:
+    """What must stay on one side of an inner split of ``samples``, for each of them.
+
+    The fold; where they are all of one (of two folds, one is tested on) or of none, the source, else the sample.
+    """
+    by_fold = len({sample.fold for sample in samples}) > 1
+    return [_group(sample, by_fold=by_fold) for sample in samples]
+
+
+def _group(sample: Sample, *, by_fold: bool) -> str:
+    if by_fold and sample.fold is not None:
         return f"fold {sample.fold}"
     return f"group {sample.group}" if sample.group is not None else f"sample {sample.id}"

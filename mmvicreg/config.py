@@ -261,6 +261,8 @@ class TrainingConfig(Strict):
     """``bf16`` is autocast, ``fp64`` is for checking; the objective is in float32 or better.
     ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
     channels_last: bool = True
+    compile: bool = False
+    """Encoders of pictures through torch.compile; the same to rounding, after minutes of compiling."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
@@ -352,7 +354,11 @@ class Recipe(Strict):
                         f"branches.{name}.frontend.{key} is {branch.frontend[key]} and "
                         f"inputs.{branch.input}.{key} {source[key]}; set both to the same"
                     )
+        there: set[frozenset[str]] = set()
         for edge in self.edges:
+            if (ends := frozenset((edge.a, edge.b))) in there:
+                raise ValueError(f"the edge {edge.a}-{edge.b} is there twice; add their invariance up in one")
+            there.add(ends)
             for end in (edge.a, edge.b):
                 if end not in self.branches:
                     raise ValueError(

@@ -10,6 +10,7 @@ import mmvicreg.cli.bench as bench
 import mmvicreg.cli.data as data
 import mmvicreg.cli.embed as embed
 import mmvicreg.cli.evaluate as evaluate
+import mmvicreg.cli.export as export
 import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.train as train
 from mmvicreg.errors import UserError
@@ -25,6 +26,7 @@ app.command("train")(train.train)
 app.add_typer(evaluate.app, name="eval")
 app.command("sweep")(sweep.sweep)
 app.command("embed")(embed.embed)
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 

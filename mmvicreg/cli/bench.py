@@ -135,6 +135,34 @@ def lars(
     _tell(bench.rows(found, wanted), bench.table(found, wanted), json_file)
 
 
+@app.command("step")
+def step(
+    encoder: Annotated[str, typer.Option(help="A ResNet by name.")] = "resnet18",
+    width: Annotated[int, typer.Option(help="Of the expander's three layers.")] = 8192,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures, two views each.")] = 128,
+    size: Annotated[int, typer.Option(help="Side of a view, pixels; the small stem up to 64.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each, in turns.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16: autocast for both.")] = "fp32",
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", help="Write the rows as JSON; '-' prints them instead of the table.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """A training step on pictures against the step of the authors' script, on one network, batch and device.
+
+    Seconds, the share of every phase, peak memory, and the input that one core of a loader makes.
+    """
+    from mmvicreg.bench import step as bench
+
+    _check_folder(json_file)
+    wanted = bench.Settings(encoder, width, batch_size, size, repeats, device, precision)
+    found = bench.bench_step(wanted)
+    _tell(bench.rows(found, wanted), bench.table(found, wanted), json_file)
+
+
 def _check_folder(json_file: str | None) -> None:
     """Refuse a file that could not be written before anything is measured."""
     if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():

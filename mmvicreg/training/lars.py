@@ -8,6 +8,9 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+BLOCK = 1 << 16
+"""Numbers of a large tensor that a thread of a CPU works on at a time: with momentum and gradient, under 1 MB."""
+
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step is brought, tensor by tensor, to the scale of the weights.
@@ -63,14 +66,14 @@ class LARS(torch.optim.Optimizer):
     def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Step a list of weights that are all adapted, or none of them."""
         gradients = [w.grad for w in weights if w.grad is not None]
+        factors: list[Tensor] | None = None
         if weights[0].ndim > 1:
             if group["weight_decay"]:
                 torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
-            _adapt_(gradients, weights, eta=group["eta"])
+            factors = _factors(gradients, weights, eta=group["eta"])
         momenta = [self._momentum(w) for w in weights]
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, gradients)
-        torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+        for block in _blocks(weights, gradients, momenta):
+            _move_(*block, factors=factors, momentum=group["momentum"], lr=group["lr"])
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -80,19 +83,57 @@ class LARS(torch.optim.Optimizer):
         return momentum
 
 
-def _adapt_(gradients: list[Tensor], weights: list[Tensor], *, eta: float) -> None:
-    """Multiply each gradient by eta * |w| / |g|, or by 1 where a norm is zero."""
-    of_weights, of_gradients = torch._foreach_norm(weights), torch._foreach_norm(gradients)
-    w, g = torch.stack(of_weights), torch.stack(of_gradients)
-    factors = torch.where((w > 0) & (g > 0), eta * w / g, 1.0).to(w.dtype)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
+def _factors(gradients: list[Tensor], weights: list[Tensor], *, eta: float) -> list[Tensor]:
+    """For each gradient eta * |w| / |g|, or 1 where a norm is zero."""
+    w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, gradients))
+    return list(torch.where((w > 0) & (g > 0), eta * w / g, 1.0).to(w.dtype).unbind())
+
+
+def _move_(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    *,
+    factors: list[Tensor] | None,
+    momentum: float,
+    lr: float,
+) -> None:
+    if factors is not None:
+        torch._foreach_mul_(gradients, factors)
+    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_add_(momenta, gradients)
+    torch._foreach_add_(weights, momenta, alpha=-lr)
+
+
+Block = tuple[list[Tensor], list[Tensor], list[Tensor]]
+"""Weights, gradients and momenta."""
+
+
+def _blocks(*lists: *Block) -> Iterator[Block]:
+    """Parts of them that :func:`_move_` takes at a time.
+
+    On a CPU a large tensor goes through it in blocks that stay in the cache from one operation to the next.
+    """
+    tensors = [some[0] for some in lists]
+    size = BLOCK * torch.get_num_threads()
+    if len(lists[0]) > 1 or tensors[0].device.type != "cpu" or tensors[0].numel() <= size:
+        yield lists
+        return
+    strides = tensors[0].stride()
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+    laid_out = [tensor.permute(order) for tensor in tensors]  # as they lie in memory: channels last, say
+    if not all(tensor.is_contiguous() for tensor in laid_out):
+        yield lists
+        return
+    for w, g, m in zip(*(torch.split(tensor.view(-1), size) for tensor in laid_out), strict=True):
+        yield [w], [g], [m]
 
 
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """Parts of a group that are stepped in one call of each operation: of one kind, dtype and device.
 
-    A GPU gets all of them at once. A CPU gets them one by one, where each is still in its cache from one operation
-    to the next.
+    A GPU gets all of them at once. A CPU gets them one by one, where a small one is still in its cache from one
+    operation to the next.
     """
     kinds: dict[tuple[bool, torch.dtype, torch.device], list[Tensor]] = {}
     for p in parameters:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from mmvicreg.samples import Sample
 from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.compilation import compile_image_encoders
 from mmvicreg.training.distributed import (
     World,
     any_process,
@@ -246,7 +248,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state(),
             "inputs": {name: source.state() for name, source in self.inputs.items()},
-            "data": self._fingerprint(),
+            "data": self._fingerprint,
             "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
         }
         keep = self.recipe.training.keep_checkpoints
@@ -302,6 +304,8 @@ class Trainer:
         if training.precision == "fp64":
             model.double()
         model.autocast = torch.bfloat16 if training.precision == "bf16" else None
+        if training.compile:
+            compile_image_encoders(model, device)
         if self._micro_batch is not None:
             share_state(model)  # nothing else does it without DistributedDataParallel
             note = check_batchnorm(model, training.batch_size, self._micro_batch, self.world.size)
@@ -331,13 +335,14 @@ class Trainer:
             say(f"training on {len(samples)} samples of {config.name} at {dataset.root}{held}")
         return samples
 
+    @cached_property
     def _fingerprint(self) -> dict[str, Any]:
         """What decides which samples a step sees: how many there are, and their names in order."""
         names = hashlib.sha256("\n".join(sample.id for sample in self.samples).encode()).hexdigest()
         return {"samples": len(self.samples), "names": names}
 
     def _check_same_data(self, before: Mapping[str, Any]) -> None:
-        if before != self._fingerprint():
+        if before != self._fingerprint:
             raise UserError(
                 f"the run {self.run.path} was trained on {before['samples']} samples, and the data there now are "
                 f"{'others' if before['samples'] == len(self.samples) else f'{len(self.samples)} samples'}: a resumed "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from picture_runs import picture_run, write_pictures
 from processes import run_processes
 
+from mmvicreg.eval import knn
 from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, labelled_data
 from mmvicreg.eval.schedules import Schedule
@@ -19,12 +18,16 @@ from mmvicreg.runs import open_run
 from mmvicreg.training.distributed import World
 
 
-def classifiers(run: str, encoder_lr: float | None) -> dict[str, Any]:
-    """A classifier in float64, trained by the processes that are there; 17 samples in batches of 7."""
+def this_world() -> World:
+    """This process among those of a test, or alone."""
     there = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if there else 0
-    size = torch.distributed.get_world_size() if there else 1
-    world = World(rank, size, rank, torch.device("cpu"))
+    return World(rank, torch.distributed.get_world_size() if there else 1, rank, torch.device("cpu"))
+
+
+def classifiers(run: str, encoder_lr: float | None) -> dict[str, Any]:
+    """A classifier in float64, trained by the processes that are there; 17 samples in batches of 7."""
+    world = this_world()
     opened = open_run(Path(run))
     found = labelled_data(opened, DataOptions())
     model = opened.model(device="cpu").double()
@@ -45,9 +48,16 @@ def classifiers(run: str, encoder_lr: float | None) -> dict[str, Any]:
     }
 
 
-def both(run: str) -> list[dict[str, Any]]:
-    """Frozen and fine-tuned, in one start of processes."""
-    return [classifiers(run, None), classifiers(run, 0.01)]
+def neighbours(run: str) -> dict[str, Any]:
+    """The figures of ``eval knn``, by the processes that are there; 3 queries a batch."""
+    settings = knn.Settings("image", (3, 5), 0.07, "exp", "representation", False, DataOptions())
+    report = knn._judge(this_world(), open_run(Path(run)), settings)
+    return {k: torch.tensor(values["top1"]) for k, values in report["k"].items()}
+
+
+def everything(run: str) -> list[dict[str, Any]]:
+    """Frozen, fine-tuned, neighbours: in one start of processes."""
+    return [classifiers(run, None), classifiers(run, 0.01), neighbours(run)]
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +65,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classification")
     root = write_pictures(folder / "data", train=6, val=3)
     (root / "train" / "c00" / "train0-0.png").unlink()
-    return picture_run(folder / "run", root).path
+    return picture_run(folder / "run", root, "evaluation.batch_size=3").path
 
 
-def test_two_processes_train_what_one_does(run: Path) -> None:
-    alone = both(str(run))
-    for results in run_processes(2, both, str(run)):
+def test_two_processes_judge_as_one_does(run: Path) -> None:
+    alone = everything(str(run))
+    written = {path.name: path.read_bytes() for path in run.rglob("*") if path.suffix in (".npy", ".json")}
+    assert len(written) == 3
+    for path in (run / "features").iterdir():
+        path.unlink()  # else the two would read what one has computed
+    for results in run_processes(2, everything, str(run)):
         for found, expected in zip(results, alone, strict=True):
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7, msg=name)
-
-
-def test_neighbours_on_two_processes_are_the_same_report(run: Path) -> None:
-    reports = []
-    for more in ((), ("--devices", "2")):
-        words = ["eval", "knn", str(run), "--k", "3,5", "--device", "cpu", *more]
-        done = subprocess.run([sys.executable, "-m", "mmvicreg", *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Written") == 1
-        reports.append((run / "eval" / "knn-val.json").read_bytes())
-        features = {path.name: path.read_bytes() for path in (run / "features").iterdir()}
-        for path in (run / "features").iterdir():
-            path.unlink()  # the second time they are computed by two
-        reports.append(repr(sorted(features.items())).encode())
-    assert reports[:2] == reports[2:]
+    for path in run.rglob("*"):
+        if path.suffix in (".npy", ".json"):
+            assert path.read_bytes() == written.pop(path.name)
+    assert not written

@@ -15,6 +15,7 @@ from mmvicreg.eval import linear as protocol
 from mmvicreg.eval import linear_rivals
 from mmvicreg.eval import probe as arithmetic
 from mmvicreg.eval.probe import probe
+from mmvicreg.eval.tasks import groups_of
 from mmvicreg.runs import RECIPE
 from mmvicreg.samples import Sample
 
@@ -181,3 +182,11 @@ def test_test_samples_have_no_say_in_the_penalty(monkeypatch: pytest.MonkeyPatch
     assert len(chosen) == 1
     assert max(float(np.abs(samples).max()) for samples in fitted) < 100  # no test sample was ever fitted on
     assert {len(samples) for samples in fitted} == {45, 60}
+
+
+def test_of_two_folds_the_search_leaves_sources_out() -> None:
+    """One fold is left to train on; whole sources of it are, and without sources single samples."""
+    samples = [Sample(id=f"{i}", label=i % 2, fold=1, group=f"s{i // 3}") for i in range(6)]
+    assert groups_of(samples) == ["group s0"] * 3 + ["group s1"] * 3
+    assert groups_of([*samples, Sample(id="6", label=0, fold=2, group="s9")]) == ["fold 1"] * 6 + ["fold 2"]
+    assert groups_of([Sample(id="a"), Sample(id="b")]) == ["sample a", "sample b"]

@@ -268,3 +268,33 @@ def test_every_optimiser_is_torch_s_or_ours_with_the_recipe_s_options(name: str)
         key for key, _ in model.named_parameters() if not torch.equal(before[key], model.state_dict()[key])
     ]
     assert len(moved) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "mixed"])
+def test_in_blocks_it_is_the_same_whatever_the_memory_layout(
+    layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit what it is in one piece; tensors of several blocks, the last of them cut short."""
+    rng = torch.Generator().manual_seed(5)
+    w, g = (torch.randn(6, 10, 3, 3, generator=rng) for _ in range(2))
+    if layout == "channels_last":
+        w, g = (t.to(memory_format=torch.channels_last) for t in (w, g))
+    elif layout == "transposed":
+        w, g = (t.transpose(0, 1) for t in (w, g))
+    elif layout == "mixed":
+        g = g.to(memory_format=torch.channels_last)
+    results = []
+    for block in (1 << 16, 64):
+        monkeypatch.setattr("mmvicreg.training.lars.BLOCK", block)
+        weight = nn.Parameter(w.clone(memory_format=torch.preserve_format))
+        optimizer = LARS([weight], 0.3, weight_decay=0.1)
+        for step in range(3):
+            weight.grad = (g * (step + 1)).clone(memory_format=torch.preserve_format)
+            optimizer.step()
+        results.append((weight.detach(), optimizer.state[weight]["momentum"]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    expected, momentum = w.clone(), torch.zeros_like(w)
+    for step in range(3):
+        reference_step([expected], [g * (step + 1)], [momentum], lr=0.3, decay=0.1)
+    torch.testing.assert_close(results[1][0], expected, rtol=2e-6, atol=2e-6)

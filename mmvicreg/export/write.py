@@ -1,0 +1,152 @@
+"""Writing an export: everything under another name first, checked, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmvicreg
+from mmvicreg.errors import UserError
+from mmvicreg.export.check import Verdict, check
+from mmvicreg.export.describe import preprocessing
+from mmvicreg.export.formats import FORMATS, Format, Loading, missing
+from mmvicreg.export.subject import Subject, open_subject
+from mmvicreg.registry import nearest
+from mmvicreg.runs import Run
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export wrote, and what its check found."""
+
+    files: tuple[Path, ...]
+    verdict: Verdict | None
+
+
+def export(
+    run: Run, branch: str, *, format: str, out: Path, overwrite: bool = False, prove: bool = False
+) -> Written:
+    """Write one branch's encoder in a format of another library, with a JSON file that describes it.
+
+    Args:
+        run: an opened run with a checkpoint.
+        branch: which of its branches.
+        format: one of ``FORMATS``.
+        out: the file, or for ``transformers`` the folder.
+        overwrite: replace what is there.
+        prove: load it in a process that cannot import this library, and compare its outputs with ours.
+
+    Returns:
+        The files, in the order they were written.
+
+    Raises:
+        UserError: an unknown branch or format, an encoder that the format cannot hold, something in the way, a
+            package that is not installed, a full disk, or a difference found by the check. Nothing is left behind,
+            and what was there before stays.
+    """
+    chosen = _format(format, out, prove=prove)
+    _check_way(out, chosen, overwrite=overwrite)
+    subject = open_subject(run, branch)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            place = Path(folder)
+            loading = chosen.write(subject, place / out.name)
+            described = place / out.name if not chosen.suffixes else place
+            about = _about(subject, loading, format, out, described)
+            sidecar = described / (f"{out.name}.json" if chosen.suffixes else "export.json")
+            sidecar.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            verdict = check(subject, loading, place / out.name, format=format) if prove else None
+            made = sorted(place.iterdir(), key=lambda path: path.name != out.name)
+            targets = [out.parent / path.name for path in made]
+            if not overwrite and (there := [path for path in targets if path.exists()]):
+                raise _in_the_way(there[0])
+            for path, target in zip(made, targets, strict=True):
+                _move(path, target)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write {out}: {reason}; free some space, or name another place") from error
+    return Written(tuple(targets), verdict)
+
+
+def _format(name: str, out: Path, *, prove: bool) -> Format:
+    if name not in FORMATS:
+        raise UserError(f"unknown format '{name}'{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
+    chosen = FORMATS[name]
+    if chosen.suffixes and out.suffix not in chosen.suffixes:
+        raise UserError(f"--out {out}: a file of {name} ends in {' or '.join(chosen.suffixes)}")
+    if absent := missing(chosen.packages):
+        raise UserError(
+            f"exporting {name} needs {' and '.join(absent)}: pip install 'mmvicreg[export]', or choose --format pt2, "
+            "which needs torch alone"
+        )
+    if prove and (absent := missing(chosen.reading)):
+        raise UserError(
+            f"--check of {name} needs {' and '.join(absent)}: pip install 'mmvicreg[export]', or leave out --check"
+        )
+    return chosen
+
+
+def _check_way(out: Path, chosen: Format, *, overwrite: bool) -> None:
+    there = [path for path in (out, out.with_name(f"{out.name}.json")) if path.exists()]
+    if there and not overwrite:
+        raise _in_the_way(there[0])
+    if out.exists() and out.is_dir() and chosen.suffixes:
+        raise UserError(f"--out {out} is a folder; name a file")
+    if out.exists() and not chosen.suffixes and not (out.is_dir() and (out / "export.json").is_file()):
+        raise UserError(
+            f"--out {out} is not an earlier export's folder; name another, it will not be replaced"
+        )
+
+
+def _in_the_way(path: Path) -> UserError:
+    return UserError(f"{path} exists; give --overwrite to replace it, or --out another name")
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename; a folder that is there goes only when the new one lies beside it."""
+    if not target.is_dir():
+        path.replace(target)
+        return
+    old = path.with_name(f"{path.name}.old")
+    target.rename(old)
+    try:
+        path.rename(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _about(subject: Subject, loading: Loading, format: str, out: Path, folder: Path) -> dict[str, Any]:
+    return {
+        "mmvicreg": mmvicreg.__version__,
+        "run": str(subject.run.path),
+        "epoch": subject.run.epochs_done,
+        "branch": subject.name,
+        "encoder": subject.branch.config.encoder,
+        "format": format,
+        "load": list(loading.lines),
+        "inputs": {
+            name: {
+                "dtype": str(value.dtype).removeprefix("torch."),
+                "shape": ["n", *_sizes(name, value, format)],
+            }
+            for name, value in (loading.inputs or subject.inputs).items()
+        },
+        "representation": int(subject.branch.encoder.out_features),
+        "preprocessing": preprocessing(subject, folder, out.stem if out.suffix else out.name),
+    }
+
+
+def _sizes(name: str, value: Any, format: str) -> list[int | str]:
+    """Sizes behind the first; captions may be of any length but in a program."""
+    if name in ("ids", "input_ids", "attention_mask") and format != "pt2":
+        return ["longest"]
+    return [int(size) for size in value.shape[1:]]

@@ -1,0 +1,56 @@
+"""The two training steps: alike in what they do to the weights, and measured phase by phase."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmvicreg.bench.step import AUTHORS, OURS, PHASES, Settings, bench_step, rows, table
+from mmvicreg.errors import UserError
+
+TINY = Settings(width=32, batch_size=16, size=16, repeats=1, device="cpu")
+
+
+def test_both_take_the_same_step() -> None:
+    found = {one.name: one for one in bench_step(TINY)}
+    assert set(found) == {AUTHORS, OURS}
+    # float32, other memory layouts and another form of the objective: round-off, and ReLUs that it flips
+    assert 0 < found[OURS].difference < 0.02
+    for one in found.values():
+        assert set(one.phases) == set(PHASES)
+        assert min(one.seconds, one.memory, one.input_seconds) > 0
+    assert found[AUTHORS].ratio == 1
+    printed = rows(list(found.values()), TINY)
+    assert sum(printed[1]["share"].values()) == pytest.approx(1)
+    assert len(table(list(found.values()), TINY).columns) == 3
+
+
+def test_the_command_writes_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    flags = ["--width", "16", "--batch-size", "4", "--size", "16", "--repeats", "1", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "mmvicreg",
+        "bench",
+        "step",
+        *flags,
+        "--precision",
+        "bf16",
+        "--json",
+        str(file),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["implementation"] for row in json.loads(file.read_text())] == [AUTHORS, OURS]
+    assert "pictures a second" in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "fp16"}, {"batch_size": 1}, {"repeats": 0}])
+def test_what_cannot_be_measured_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"precision|needs"):
+        Settings(**wrong)  # type: ignore[arg-type]
