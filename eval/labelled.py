@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.datasets import evaluation_split, in_folds, open_dataset, training_samples
