@@ -98,8 +98,8 @@ def labels_of(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]
     missing = [sample.id for sample in samples if sample.label is None]
     if not data.classes or len(missing) == len(samples):
         raise UserError(
-            f"{data.name} at {data.root} has no labels, so there is nothing for a linear probe to predict; "
-            "judge a run on captions with mmvicreg eval retrieval"
+            f"{data.name} at {data.root} has no labels, so there is nothing for a classifier to predict; "
+            "name a data set with classes (--dataset), or judge a run on captions with mmvicreg eval retrieval"
         )
     if missing:
         raise UserError(
