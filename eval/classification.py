@@ -36,7 +36,7 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
         "train": len(found.train),
         "test": len(found.test),
         "chance": chance_level(found.train_labels, found.test_labels, classes=found.classes),
-        "seen_in_pretraining": found.own and seen(run, found.split),
+        "seen_in_pretraining": seen(run, found.split, found.data.name),
         **origin(run, command),
     }
 
@@ -47,14 +47,19 @@ def announce(world: World, data: DataSet) -> None:
         say(note)
 
 
-def seen(run: Run, split: str) -> bool:
-    """Whether pretraining saw pictures of this split of the run's own data set (never their classes)."""
-    settings = run.recipe.dataset
+def seen(run: Run, split: str, dataset: str) -> bool:
+    """Whether pretraining saw pictures of this split of one of the run's data sets (never their classes)."""
     parts = set(split.split("+"))
-    if split.startswith("fold"):
-        return parts != {f"fold{settings.fold}"}
-    trained = set(settings.train_split.split("+"))
-    return "all" in parts | trained or bool(parts & trained)
+    for settings in run.recipe.trained_on:
+        if settings.name != dataset:
+            continue
+        trained = set(settings.train_split.split("+"))
+        if split.startswith("fold"):
+            if parts != {f"fold{settings.fold}"}:
+                return True
+        elif "all" in parts | trained or parts & trained:
+            return True
+    return False
 
 
 def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mmvicreg.datasets import evaluation_split, in_folds, open_dataset, training_samples
+from mmvicreg.datasets import evaluation_split, in_folds, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
@@ -78,7 +78,7 @@ def open_data(run: Run, options: DataOptions) -> tuple[DataSet, bool]:
     """The data set to judge on, and whether it is the run's own."""
     if options.dataset is None or options.dataset == run.recipe.dataset.name:
         return run.dataset(root=options.root), True
-    return open_dataset(options.dataset, root=options.root), False
+    return run.dataset(name=options.dataset, root=options.root), False
 
 
 def labelled_data(run: Run, options: DataOptions) -> Labelled:
@@ -88,10 +88,10 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
         UserError: no such data set or split, nothing in it, samples without a class, or in both splits.
     """
     data, own = open_data(run, options)
-    settings = run.recipe.dataset
-    fold = settings.fold if own else 1
-    split = evaluation_split(data, options.split or (settings.eval_split if own else None), fold=fold)
-    train_split = options.train_split or (settings.train_split if own else "train")
+    settings = run.recipe.dataset if own else run.recipe.trained_as(data.name)
+    fold = settings.fold if settings else 1
+    split = evaluation_split(data, options.split or (settings.eval_split if settings else None), fold=fold)
+    train_split = options.train_split or (settings.train_split if settings else "train")
     if in_folds(data) and options.train_split is None:
         train = training_samples(data, split=train_split, fold=split.removeprefix("fold"))
         train_split = f"all but {split}"

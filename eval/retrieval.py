@@ -171,7 +171,8 @@ def run(
     _check_reading(space, similarity)
     check_search(search)
     check_export(export, export_depth)
-    edges = _edges(run)
+    dataset = dataset or _captioned(run)
+    edges = _edges(run, dataset)
     if export is not None and not (len(edges) == 1 and _is_text(run, _sides(run, edges[0])[1])):
         raise UserError(
             "--export is the ranking of one edge between pictures and captions; this run has another"
@@ -184,7 +185,7 @@ def run(
 
 def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
-    edges = _edges(run)
+    edges = _edges(run, settings.dataset)
     data, samples, split = evaluation_data(
         run, root=settings.data_root, dataset=settings.dataset, split=settings.split
     )
@@ -226,7 +227,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
         "pretrained_on": _pretrained_on(run, data if own_data else None),
-        "seen_in_pretraining": related(data.name, run.recipe.dataset.name) and _seen(run, split),
+        "seen_in_pretraining": _seen(run, data.name, split),
         "space": judged.space,
         "similarity": judged.similarity,
         "published": rows,
@@ -270,7 +271,14 @@ def check_protocol(protocol: str) -> None:
         raise UserError(f"unknown protocol '{protocol}'{nearest(protocol, known)} Known: {', '.join(known)}.")
 
 
-def _edges(run: Run) -> list[EdgeConfig]:
+def _captioned(run: Run) -> str | None:
+    """The data set of the first source that joins two different branches; None: the run's first data set."""
+    source = _edges(run, None)[0].source
+    return run.recipe.sources[source].dataset.name if source is not None else None
+
+
+def _edges(run: Run, dataset: str | None) -> list[EdgeConfig]:
+    """The edges to judge: those trained on ``dataset`` (None: the run's first), else all there are."""
     branches = run.recipe.branches
     edges = [
         edge
@@ -282,7 +290,10 @@ def _edges(run: Run) -> list[EdgeConfig]:
             f"the run {run.path} joins no two different branches (at most one of them text), so there is "
             "nothing to retrieve"
         )
-    return edges
+    names = {None: run.recipe.dataset.name}
+    names |= {name: source.dataset.name for name, source in run.recipe.sources.items()}
+    asked = dataset or run.recipe.dataset.name
+    return [edge for edge in edges if names[edge.source] == asked] or edges
 
 
 def _check_reading(space: Space | None, similarity: Similarity | None) -> None:
@@ -372,19 +383,29 @@ def _captions_per_image(samples: Sequence[Sample]) -> str:
 
 
 def _pretrained_on(run: Run, data: DataSet | None) -> str:
-    """What a run saw, in words; ``data`` is its data set, where that is at hand."""
-    settings = run.recipe.dataset
+    """What a run saw, in words; ``data`` is its first data set, where that is at hand."""
+    settings, *others = run.recipe.trained_on
     if data is None:
-        return settings.name
-    if not in_folds(data):
-        return f"{settings.name} {settings.train_split}"
-    return f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
+        first = settings.name
+    elif not in_folds(data):
+        first = f"{settings.name} {settings.train_split}"
+    else:
+        first = (
+            f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
+        )
+    return " and ".join([first, *(f"{other.name} {other.train_split}" for other in others)])
 
 
-def _seen(run: Run, split: str) -> bool:
-    """Whether pretraining saw samples of this split of the run's own data set."""
+def _seen(run: Run, dataset: str, split: str) -> bool:
+    """Whether pretraining saw samples of this split, of a data set of the run or one that shares its samples."""
     parts = set(split.split("+"))
-    if split.startswith("fold"):
-        return parts != {f"fold{run.recipe.dataset.fold}"}
-    trained = set(run.recipe.dataset.train_split.split("+"))
-    return "all" in parts | trained or bool(parts & trained)
+    for settings in run.recipe.trained_on:
+        if not related(dataset, settings.name):
+            continue
+        trained = set(settings.train_split.split("+"))
+        if split.startswith("fold"):
+            if parts != {f"fold{settings.fold}"}:
+                return True
+        elif "all" in parts | trained or parts & trained:
+            return True
+    return False

@@ -76,7 +76,7 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
 def _saw(run: Run, data: DataSet, fold: int) -> bool:
     """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
     recipe = run.recipe
-    trained_on = [(recipe.dataset.name, recipe.dataset.fold)]
+    trained_on = [(config.name, config.fold) for config in recipe.trained_on]
     for branch in recipe.branches.values():
         trained_on += [(seen.dataset, seen.fold) for seen in (branch.init.seen if branch.init else ())]
     return any(related(data.name, name) and held_out != fold for name, held_out in trained_on)

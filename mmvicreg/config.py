@@ -170,6 +170,27 @@ class EdgeConfig(Strict):
     b: str
     invariance: Annotated[float, Field(ge=0)] = 25.0
     """lambda of Eq. 6."""
+    source: str | None = None
+    """Which of ``sources`` its samples are from; null: ``dataset``."""
+
+
+class TermsConfig(Strict):
+    """A branch's coefficients on one source; null: the branch's own."""
+
+    variance: Annotated[float, Field(ge=0)] | None = None
+    covariance: Annotated[float, Field(ge=0)] | None = None
+
+
+class SourceConfig(Strict):
+    """One more data set of the same run, for the edges that name it (see mmvicreg.sources)."""
+
+    dataset: DatasetConfig
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Its samples in a step, over all processes; null: ``training.batch_size``."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """What its loss is multiplied by before it is added to that of ``dataset``."""
+    branches: dict[str, TermsConfig] = {}
+    """Coefficients that branches have on its batches in place of their own."""
 
 
 class OptimizerConfig(Strict):
@@ -295,6 +316,8 @@ class Recipe(Strict):
 
     pair: str
     dataset: DatasetConfig
+    sources: dict[str, SourceConfig] = {}
+    """More data sets, by names of your own. Each step takes a batch of every one."""
     seed: Annotated[int, Field(ge=0)] = 0
     inputs: dict[str, dict[str, Any]]
     branches: dict[str, BranchConfig]
@@ -354,9 +377,9 @@ class Recipe(Strict):
                         f"branches.{name}.frontend.{key} is {branch.frontend[key]} and "
                         f"inputs.{branch.input}.{key} {source[key]}; set both to the same"
                     )
-        there: set[frozenset[str]] = set()
+        there: set[tuple[frozenset[str], str | None]] = set()
         for edge in self.edges:
-            if (ends := frozenset((edge.a, edge.b))) in there:
+            if (ends := (frozenset((edge.a, edge.b)), edge.source)) in there:
                 raise ValueError(f"the edge {edge.a}-{edge.b} is there twice; add their invariance up in one")
             there.add(ends)
             for end in (edge.a, edge.b):
@@ -373,6 +396,43 @@ class Recipe(Strict):
                     "the same width"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _sources(self) -> Recipe:
+        for edge in self.edges:
+            if edge.source is not None and edge.source not in self.sources:
+                known = f"one of {', '.join(self.sources)}" if self.sources else "there: the recipe has none"
+                raise ValueError(
+                    f"the edge {edge.a}-{edge.b} names source '{edge.source}', which is not {known}"
+                    f"{nearest(edge.source, self.sources)}"
+                )
+        if all(edge.source is not None for edge in self.edges):
+            raise ValueError(
+                "every edge names a source, so that nothing is trained on 'dataset'; leave 'source' out of the edges "
+                "of one of them and make that one 'dataset': its length is an epoch's"
+            )
+        for name, source in self.sources.items():
+            if not name or set(name) & set("/.:") or name == "dataset":
+                raise ValueError(f"source name '{name}' must not be 'dataset', nor contain '/', '.' or ':'")
+            ends = {end for edge in self.edges if edge.source == name for end in (edge.a, edge.b)}
+            if not ends:
+                raise ValueError(f"no edge names source '{name}': give one 'source: {name}', or leave it out")
+            for branch in source.branches:
+                if branch not in ends:
+                    raise ValueError(
+                        f"sources.{name}.branches: '{branch}' is not on an edge of that source"
+                        f"{nearest(branch, ends)} Those are of {', '.join(sorted(ends))}"
+                    )
+        return self
+
+    @property
+    def trained_on(self) -> list[DatasetConfig]:
+        """Every data set of the run, ``dataset`` first."""
+        return [self.dataset, *(source.dataset for source in self.sources.values())]
+
+    def trained_as(self, name: str) -> DatasetConfig | None:
+        """How the run was trained on the data set called ``name``; None where it was not."""
+        return next((config for config in self.trained_on if config.name == name), None)
 
 
 def _input(name: str, options: Any) -> dict[str, Any]:
@@ -509,9 +569,9 @@ def _descend(node: Any, part: str, path: str, key: str) -> Any:
         raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
     if isinstance(node.get(part), str) and part in _BY_NAME:
         node[part] = {"name": node[part]}
-    if path in {f"branches.{part}", f"inputs.{part}"} and part not in node:
+    if path in {f"branches.{part}", f"inputs.{part}", f"sources.{part}"} and part not in node:
         raise UserError(
-            f"cannot set '{key}': the recipe has no '{path}'{nearest(part, node)} It has: {', '.join(node)}."
+            f"cannot set '{key}': the recipe has no '{path}'{nearest(part, node)} It has: {', '.join(node) or 'none'}."
         )
     if node.get(part) is None:
         node[part] = {}

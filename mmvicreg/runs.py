@@ -118,12 +118,18 @@ class Run:
             load_strictly(model, content["model"], what=f"the weights of the run {self.path}", way_out=MISFIT)
         return model.to(resolve_device(device or "auto")).eval()
 
-    def dataset(self, *, root: Path | None = None) -> DataSet:
-        """The data set it was trained on, at ``root`` or where it was then."""
+    def dataset(self, *, name: str | None = None, root: Path | None = None) -> DataSet:
+        """The data set it was trained on, at ``root`` or where it was then.
+
+        Args:
+            name: another, by name: one of the run's other sources is looked for where it was, too.
+            root: where it is now.
+        """
         from mmvicreg.datasets import open_dataset
 
-        place = root if root is not None else self.recipe.dataset.root
-        return open_dataset(self.recipe.dataset.name, root=Path(place) if place is not None else None)
+        config = self.recipe.dataset if name is None else self.recipe.trained_as(name)
+        place = root if root is not None else config.root if config is not None else None
+        return open_dataset(name or self.recipe.dataset.name, root=Path(place) if place is not None else None)
 
 
 def evaluation_data(
@@ -140,17 +146,17 @@ def evaluation_data(
     Raises:
         UserError: no such data set or split, or nothing in it.
     """
-    from mmvicreg.datasets import evaluation_split, in_folds, open_dataset
+    from mmvicreg.datasets import evaluation_split, in_folds
 
-    settings = run.recipe.dataset
-    if dataset is None or dataset == settings.name:
-        data = run.dataset(root=root)
+    data = run.dataset(name=dataset, root=root)
+    settings = run.recipe.dataset if dataset is None else run.recipe.trained_as(dataset)
+    if settings is not None:
         name = evaluation_split(data, split or settings.eval_split, fold=settings.fold)
     else:
-        data = open_dataset(dataset, root=root)
         # a part of the run's own data set (ESC-10 of ESC-50) shares its folds: the one that was held out
-        same = in_folds(data) and f"fold{settings.fold}" in data.splits()
-        name = evaluation_split(data, split, fold=settings.fold if same else "none")
+        held_out = run.recipe.dataset.fold
+        same = in_folds(data) and f"fold{held_out}" in data.splits()
+        name = evaluation_split(data, split, fold=held_out if same else "none")
     samples = data.samples(name)
     if not samples:
         raise UserError(f"the split '{name}' of {data.name} at {data.root} is empty")

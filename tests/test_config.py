@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmvicreg.config import (
 )
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.tokenizers import WordTokenizer
+from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.optim import build_optimizer
 from mmvicreg.training.setup import build_model, restore_inputs
 
@@ -64,11 +66,17 @@ def test_every_recipe_takes_a_step(path: Path) -> None:
         model.branch(name).freeze(recipe.branches[name].freeze)
     optimizer = build_optimizer(model, recipe.optimizer)
     rng = torch.Generator().manual_seed(0)
-    views = {
-        view_key(recipe, node): synthetic(recipe, recipe.branches[node.branch].input, rng)
-        for node in build_graph(recipe).nodes
+    batches = {
+        source: Batch(
+            torch.arange(2),
+            {
+                view_key(part, node): synthetic(part, part.branches[node.branch].input, rng)
+                for node in build_graph(part).nodes
+            },
+        )
+        for source, part in part_recipes(recipe).items()
     }
-    output = model(Batch(torch.arange(2), views))
+    output = model(dataclasses.replace(batches.pop(FIRST), others=batches))
     assert bool(torch.isfinite(output.loss))
     output.loss.backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -1,9 +1,10 @@
-"""The commands of configs/image-text/README.md, taken at their word as far as their resolved recipe."""
+"""The commands of the READMEs in configs, taken at their word as far as their resolved recipe."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,14 +13,21 @@ from typer.testing import CliRunner
 from mmvicreg.cli import app
 from mmvicreg.config import parse_recipe, recipes_folder
 
-TEXT = (recipes_folder() / "image-text" / "README.md").read_text(encoding="utf-8")
+FILES = sorted(recipes_folder().glob("*/README.md"))
 COMMANDS = [
-    line for block in re.findall(r"```\n(.*?)```", TEXT, flags=re.DOTALL) for line in block.splitlines()
+    line
+    for file in FILES
+    for language, block in re.findall(
+        r"^```(\w*)\n(.*?)^```$", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.M
+    )
+    for line in block.splitlines()
+    if not language
 ]
 
 
 def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 12
+    assert len(FILES) >= 2
+    assert len(COMMANDS) >= 16
     assert all(command.startswith(("mmvicreg train ", "mmvicreg sweep ")) for command in COMMANDS)
 
 
@@ -39,6 +47,8 @@ def test_every_command_resolves(command: str) -> None:
         assert result.output.strip()
 
 
-def test_every_recipe_is_in_the_table() -> None:
-    for path in (recipes_folder() / "image-text").glob("*.yaml"):
-        assert f"`{path.stem}`" in TEXT, path.name
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_every_recipe_is_in_the_table(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    for path in file.parent.glob("*.yaml"):
+        assert f"`{path.stem}`" in text, path.name

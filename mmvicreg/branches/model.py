@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from mmvicreg.branches.target import follow, momentum_at, move, moving_copy
 from mmvicreg.branches.weights import load_strictly
 from mmvicreg.config import BranchConfig, Recipe
 from mmvicreg.inputs.base import Input, Item
-from mmvicreg.objectives.base import Edge, Graph, Node
+from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective
+from mmvicreg.sources import FIRST, in_source, part_recipes
 
 
 @dataclass
@@ -27,10 +28,16 @@ class Batch:
     Attributes:
         index: positions of the samples in the training list, int64 ``(n,)``.
         views: ``"<input>/<view>"`` -> the collated tensors of that view.
+        others: the same step's batches of the recipe's other sources, by name.
     """
 
     index: Tensor
     views: dict[str, Item]
+    others: dict[str, Batch] = field(default_factory=dict)
+
+    def by_source(self) -> dict[str, Batch]:
+        """This batch and the others, by source."""
+        return {FIRST: self, **self.others}
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, copied while the device computes where the memory is pinned."""
@@ -39,17 +46,19 @@ class Batch:
             key: {k: v if k == "length" else v.to(device, non_blocking=True) for k, v in item.items()}
             for key, item in self.views.items()
         }
-        return Batch(self.index.to(device, non_blocking=True), views)
+        others = {name: other.to(device) for name, other in self.others.items()}
+        return Batch(self.index.to(device, non_blocking=True), views, others)
 
     def pin_memory(self) -> Batch:
         """Called by the data loader's pinning thread."""
         views = {
             k: {name: value.pin_memory() for name, value in item.items()} for k, item in self.views.items()
         }
-        return Batch(self.index.pin_memory(), views)
+        others = {name: other.pin_memory() for name, other in self.others.items()}
+        return Batch(self.index.pin_memory(), views, others)
 
     def rows(self, which: slice) -> Batch:
-        """Some of the samples; the tensors are views of this batch's."""
+        """Some of the samples, without the other sources'; the tensors are views of this batch's."""
         views = {
             key: {name: value[which] for name, value in item.items()} for key, item in self.views.items()
         }
@@ -63,7 +72,7 @@ class ModelOutput:
     Attributes:
         loss: scalar to differentiate.
         terms: detached scalars of the objective.
-        embeddings: node -> ``(n_local, width)``, detached.
+        embeddings: node -> ``(n_local, width)``, detached; of another source ``"<source>:<node>"``.
         representations: node -> ``(n_local, features)``, detached.
     """
 
@@ -169,10 +178,12 @@ class JointModel(nn.Module):
                 for name, config in recipe.branches.items()
             }
         )
-        self.graph = build_graph(recipe)
-        objective = registry.OBJECTIVES.load(recipe.objective["name"])
-        options = {key: value for key, value in recipe.objective.items() if key != "name"}
-        self.objective = objective.from_config(options, self.graph)
+        self.graphs = {name: build_graph(part) for name, part in part_recipes(recipe).items()}
+        self.graph = self.graphs[FIRST]
+        self.objective = _objective(recipe, self.graph)
+        self.objectives = nn.ModuleDict(
+            {name: _objective(recipe, graph) for name, graph in self.graphs.items() if name != FIRST}
+        )
         averaged = recipe.branches if self.objective.target_momentum is not None else ()
         self.targets = nn.ModuleDict({name: moving_copy(self.branch(name)) for name in averaged})
         self.autocast: torch.dtype | None = None
@@ -184,18 +195,29 @@ class JointModel(nn.Module):
         return branch
 
     def forward(self, batch: Batch) -> ModelOutput:
-        """Embed every node of the graph and compute the objective over the global batch."""
-        embeddings, representations = self.embed(batch)
-        return self.judge(embeddings, representations, self.embed_targets(batch))
+        """Embed every node of the graph and compute the objective over the global batch, source by source."""
+        parts = {}
+        for source, rows in batch.by_source().items():
+            embeddings, representations = self.embed(rows, source)
+            targets = self.embed_targets(rows, source)
+            parts[source] = self.judge(embeddings, representations, targets, source=source)
+        return self.join(parts)
 
     def judge(
         self,
         embeddings: Mapping[str, Tensor],
         representations: Mapping[str, Tensor],
         targets: Mapping[str, Tensor],
+        *,
+        source: str = FIRST,
     ) -> ModelOutput:
-        """The objective over the global batch, of which these are the local rows."""
-        output = self.objective(embeddings, targets=targets) if targets else self.objective(embeddings)
+        """The objective over a source's global batch, of which these are the local rows."""
+        objective = self.objective_of(source)
+        try:
+            output = objective(embeddings, targets=targets) if targets else objective(embeddings)
+        except NonFiniteError as error:
+            error.source = source
+            raise
         return ModelOutput(
             output.loss,
             output.terms,
@@ -203,24 +225,51 @@ class JointModel(nn.Module):
             {name: y.detach() for name, y in representations.items()},
         )
 
-    def embed(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Embedding ``(n_local, width)`` and representation ``(n_local, features)`` of every node."""
+    def objective_of(self, source: str) -> Objective:
+        """The objective over the graph of one source."""
+        found = self.objectives[source] if source != FIRST else self.objective
+        assert isinstance(found, Objective)
+        return found
+
+    def join(self, parts: Mapping[str, ModelOutput]) -> ModelOutput:
+        """The whole step's output: the weighted sum of the sources' losses; a single source's as it is.
+
+        The terms have each source's own loss, unweighted, as ``loss/dataset`` and ``loss/<source>``.
+        """
+        if len(parts) == 1:
+            return parts[FIRST]
+        loss = parts[FIRST].loss
+        whole = ModelOutput(loss, {}, {}, {})
+        terms: dict[str, Tensor] = {}
+        for source, part in parts.items():
+            if source != FIRST:
+                loss = loss + self.recipe.sources[source].weight * part.loss
+            terms[f"loss/{source or 'dataset'}"] = part.loss.detach()
+            for name, value in part.terms.items():
+                kind, _, where = name.partition("/")
+                terms[f"{kind}/{in_source(source, where)}"] = value
+            whole.embeddings |= {in_source(source, name): z for name, z in part.embeddings.items()}
+            whole.representations |= {in_source(source, name): y for name, y in part.representations.items()}
+        return ModelOutput(loss, terms, whole.embeddings, whole.representations)
+
+    def embed(self, batch: Batch, source: str = FIRST) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Embedding ``(n_local, width)`` and representation ``(n_local, features)`` of every node of a source."""
         embeddings: dict[str, Tensor] = {}
         representations: dict[str, Tensor] = {}
         with self.arithmetic(batch.index.device):
-            for node in self.graph.nodes:
+            for node in self.graphs[source].nodes:
                 item = batch.views[view_key(self.recipe, node)]
                 representations[node.name], embeddings[node.name] = self.branch(node.branch)(item)
         return embeddings, representations
 
-    def embed_targets(self, batch: Batch) -> dict[str, Tensor]:
+    def embed_targets(self, batch: Batch, source: str = FIRST) -> dict[str, Tensor]:
         """What the moving averages embed every node as, without gradient; empty for a method without targets.
 
         To be called after :meth:`embed`, so that the branches draw the same random numbers with and without.
         """
         embeddings: dict[str, Tensor] = {}
         with self.arithmetic(batch.index.device):
-            for node in self.graph.nodes if self.targets else ():
+            for node in self.graphs[source].nodes if self.targets else ():
                 item = batch.views[view_key(self.recipe, node)]
                 _, embeddings[node.name] = follow(self.targets[node.branch], self.branch(node.branch), item)
         return embeddings
@@ -238,8 +287,19 @@ class JointModel(nn.Module):
             yield
 
 
+def _objective(recipe: Recipe, graph: Graph) -> Objective:
+    options = {key: value for key, value in recipe.objective.items() if key != "name"}
+    made = registry.OBJECTIVES.load(recipe.objective["name"]).from_config(options, graph)
+    assert isinstance(made, Objective)
+    return made
+
+
 def build_graph(recipe: Recipe) -> Graph:
-    """Nodes and edges of a recipe; an edge from a branch to itself joins two views of it."""
+    """Nodes and edges of a recipe, or of its part on one source (:mod:`mmvicreg.sources`).
+
+    An edge from a branch to itself joins two views of it, which are two nodes: ``image/0`` and ``image/1``, each
+    with the branch's variance and covariance. An edge from such a branch to another starts at its first view.
+    """
     doubled = {edge.a for edge in recipe.edges if edge.a == edge.b}
 
     def nodes(name: str) -> list[str]:

@@ -75,7 +75,10 @@ class NonFiniteError(UserError):
         node: the embedding it is in.
         rows: its rows in the global batch (processes in the order of ranks).
         local_rows: those of them that are this process's, counted in its own batch.
+        source: the recipe's source that the batch is of; empty for its ``dataset``.
     """
+
+    source: str = ""
 
     def __init__(self, message: str, *, node: str, rows: Sequence[int], local_rows: Sequence[int]) -> None:
         super().__init__(message)

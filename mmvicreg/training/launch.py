@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
-from mmvicreg.config import Recipe, differences, dump_recipe
+from mmvicreg.config import DatasetConfig, Recipe, differences, dump_recipe
 from mmvicreg.errors import UserError
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
@@ -133,20 +133,32 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         # data may have been moved, and "auto" was resolved where the run began
         if launch.recipe.training.precision == "auto":
             asked = _with_precision(asked, run.recipe.training.precision)
-        free = ("dataset.root:", "dataset.on_bad_sample:")  # neither changes a step that was taken
-        changed = [d for d in differences(run.recipe, asked) if not d.startswith(free)]
+        free = ["dataset.root:", "dataset.on_bad_sample:"]  # neither changes a step that was taken
+        free += [f"sources.{name}.{key}" for name in run.recipe.sources for key in free]
+        changed = [d for d in differences(run.recipe, asked) if not d.startswith(tuple(free))]
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
                 f"the run {launch.out} was started with another recipe ({shown}); give the same one, name only "
                 "--resume --out, or choose another --out"
             )
-        given = launch.recipe.dataset
-        root = given.root if given.root is not None else run.recipe.dataset.root
-        update = {"root": root, "on_bad_sample": given.on_bad_sample}
-        dataset = run.recipe.dataset.model_copy(update=update)
-        return Run(run.path, run.recipe.model_copy(update={"dataset": dataset}))
+        update = {
+            "dataset": _moved(run.recipe.dataset, launch.recipe.dataset),
+            "sources": {
+                name: source.model_copy(
+                    update={"dataset": _moved(source.dataset, launch.recipe.sources[name].dataset)}
+                )
+                for name, source in run.recipe.sources.items()
+            },
+        }
+        return Run(run.path, run.recipe.model_copy(update=update))
     return run
+
+
+def _moved(config: DatasetConfig, given: DatasetConfig) -> DatasetConfig:
+    """A data set as a resumed run is told it is now."""
+    root = given.root if given.root is not None else config.root
+    return config.model_copy(update={"root": root, "on_bad_sample": given.on_bad_sample})
 
 
 def _keep_recipe(run: Run) -> Run:

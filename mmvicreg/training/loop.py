@@ -7,7 +7,6 @@ and what the inputs learned, and continuing from it gives the same bits as never
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import signal
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from mmvicreg.branches.model import Batch, JointModel, ModelOutput, build_inputs
 from mmvicreg.branches.norm import synchronise_batchnorm
 from mmvicreg.branches.weights import load_strictly
-from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.objectives.base import NonFiniteError
 from mmvicreg.progress import Bar, progress_bar
 from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
-from mmvicreg.samples import Sample
 from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
+from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.compilation import compile_image_encoders
@@ -45,13 +42,13 @@ from mmvicreg.training.distributed import (
     gather_rows,
     share_state,
 )
-from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import RunLog, say
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
 from mmvicreg.training.monitor import CollapseMonitor, Health, measure
 from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
+from mmvicreg.training.source_data import SourceData, with_others
 
 # every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
 NO_BUFFER_SYNC: dict[str, Any] = (
@@ -77,19 +74,13 @@ class Trainer:
         self.recipe, self.run, self.world = run.recipe, run, world
         recipe = run.recipe
         content = run.content if resume else None
-        self.samples = self._read_samples()
+        self.data = SourceData(part_recipes(recipe), world)
+        self.samples = self.data.samples[FIRST]
         inputs = self._prepare_inputs(content)
-        self.loader = TrainingLoader(
-            recipe,
-            inputs,
-            self.samples,
-            rank=world.rank,
-            world_size=world.size,
-            workers=workers,
-            pin_memory=world.device.type == "cuda",
-        )
+        self.data.load(inputs, workers=workers)
+        self.loader = self.data.loaders[FIRST]
         self.inputs = inputs
-        asked, local = recipe.training.micro_batch, recipe.training.batch_size // world.size
+        asked, local = recipe.training.micro_batch, max(self.data.batch_sizes) // world.size
         self._micro_batch = asked if asked is not None and asked < local else None
         self.model = self._build(inputs, content)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
@@ -99,13 +90,14 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
-            self._check_same_data(content["data"])
+            self.data.check_same(content["data"], run.path)
         self.log: RunLog | None = None
         self._last: dict[str, Any] = {}
         self._network: DistributedDataParallel | None = None
         self._frozen: list[str] = []
         self._skipped = len(read_skipped(run.path / SKIPPED)) if resume else 0
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
+        self._others: dict[str, Iterator[Batch]] | None = None
 
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
@@ -140,8 +132,9 @@ class Trainer:
     def _say_skipped(self) -> None:
         """How many samples were never trained on, at the end."""
         if self.world.is_main and self._skipped:
+            total = sum(len(samples) for samples in self.data.samples.values())
             say(
-                f"{self._skipped:,} of {len(self.samples):,} samples could not be read, and others took their place: "
+                f"{self._skipped:,} of {total:,} samples could not be read, and others took their place: "
                 f"{self.run.path / SKIPPED} lists them"
             )
 
@@ -190,7 +183,7 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "terms": terms,
                 "branches": {node: asdict(figures) for node, figures in health.items()},
-                "samples_per_second": (done - first) * self.recipe.training.batch_size / max(seconds, 1e-9),
+                "samples_per_second": (done - first) * sum(self.data.batch_sizes) / max(seconds, 1e-9),
                 "seconds": self._seconds + seconds,
                 "memory_mb": memory_mb(self.world.device),
             }
@@ -216,8 +209,8 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; every process waits, so that none runs ahead of what is on the disk."""
-        if self.recipe.dataset.on_bad_sample == "skip":
-            found = gather_objects(list(self.loader.skipped.values()))
+        if self.data.may_skip():
+            found = gather_objects(self.data.skipped())
             self._on_main(lambda: self._write_skipped([one for part in found for one in part]))
         self._on_main(self._write_checkpoint)
 
@@ -248,7 +241,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state(),
             "inputs": {name: source.state() for name, source in self.inputs.items()},
-            "data": self._fingerprint,
+            "data": self.data.fingerprint(),
             "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
         }
         keep = self.recipe.training.keep_checkpoints
@@ -258,8 +251,10 @@ class Trainer:
         """Batches on the device; the next one is copied while this one computes."""
         self._first_of_epoch = start
         waiting: Batch | None = None
+        if self._others is None:  # they go on from epoch to epoch
+            self._others = self.data.streams(epoch * len(self.loader) + start)
         for batch in self.loader.epoch(epoch, start=start):
-            ahead = batch.to(self.world.device)
+            ahead = with_others(batch, self._others).to(self.world.device)
             if waiting is not None:
                 yield waiting
             waiting = ahead
@@ -293,9 +288,10 @@ class Trainer:
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
             )
         else:
-            fit_frontends(model, self.samples, main=self.world.is_main)
-            for warning in model.objective.warnings(model.graph) if self.world.is_main else ():
-                say(f"warning: {warning}")
+            self._fit_frontends(model)
+            for source, graph in model.graphs.items() if self.world.is_main else ():
+                for warning in model.objective_of(source).warnings(graph):
+                    say(f"warning: {f'source {source}: ' if source else ''}{warning}")
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)
         if training.channels_last:
@@ -308,46 +304,19 @@ class Trainer:
             compile_image_encoders(model, device)
         if self._micro_batch is not None:
             share_state(model)  # nothing else does it without DistributedDataParallel
-            note = check_batchnorm(model, training.batch_size, self._micro_batch, self.world.size)
-            if note is not None and self.world.is_main:
-                say(f"warning: {note}")
+            for size in sorted({*self.data.batch_sizes}):
+                note = check_batchnorm(model, size, self._micro_batch, self.world.size)
+                if note is not None and self.world.is_main:
+                    say(f"warning: {note}")
         return model
 
-    def _read_samples(self) -> Sequence[Sample]:
-        config = self.recipe.dataset
-        dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
-        if self.recipe.pair not in dataset.pairs:
-            raise UserError(
-                f"the data set {config.name} is for {' and '.join(dataset.pairs)}, not for {self.recipe.pair}; "
-                "choose another --dataset or --pair"
-            )
-        samples = training_samples(dataset, split=config.train_split, fold=config.fold)
-        if self.world.is_main:
-            for note in dataset.notes:
-                say(note)
-            held = ""
-            if in_folds(dataset):
-                held = (
-                    f", fold {config.fold} held out"
-                    if config.fold != "none"
-                    else ", no fold held out: every evaluation of this run is transductive"
-                )
-            say(f"training on {len(samples)} samples of {config.name} at {dataset.root}{held}")
-        return samples
-
-    @cached_property
-    def _fingerprint(self) -> dict[str, Any]:
-        """What decides which samples a step sees: how many there are, and their names in order."""
-        names = hashlib.sha256("\n".join(sample.id for sample in self.samples).encode()).hexdigest()
-        return {"samples": len(self.samples), "names": names}
-
-    def _check_same_data(self, before: Mapping[str, Any]) -> None:
-        if before != self._fingerprint:
-            raise UserError(
-                f"the run {self.run.path} was trained on {before['samples']} samples, and the data there now are "
-                f"{'others' if before['samples'] == len(self.samples) else f'{len(self.samples)} samples'}: a resumed "
-                "run needs the same data; give its place with --data-root, or start a new run"
-            )
+    def _fit_frontends(self, model: JointModel) -> None:
+        """Each frontend that learns does so from the first source that its branch is trained on."""
+        fitted: set[str] = set()
+        for source, part in self.data.parts.items():
+            names = part.branches.keys() - fitted
+            fit_frontends(model, self.data.samples[source], names, main=self.world.is_main)
+            fitted |= names
 
     def _prepare_inputs(self, content: dict[str, Any] | None) -> dict[str, Input]:
         """Inputs as the checkpoint left them, or fitted on the training samples by the main process."""
@@ -357,9 +326,9 @@ class Trainer:
         states: dict[str, Any] | str | None = None
         if self.world.is_main:
             try:
-                for source in inputs.values():
-                    source.fit(self.samples)
-                    self._survey(source)
+                for name, source in inputs.items():
+                    source.fit(self.data.of_input(name))
+                    self._survey(name, source)
                 states = {name: source.state() for name, source in inputs.items()}
             except UserError as error:
                 states = str(error)
@@ -371,19 +340,22 @@ class Trainer:
                 source.load_state(states[name])
         return inputs
 
-    def _survey(self, source: Input) -> None:
-        try:
-            for note in source.survey(self.samples):
-                say(note)
-        except UserError:  # it reads headers, and only counts
-            if self.recipe.dataset.on_bad_sample == "error":
-                raise
+    def _survey(self, name: str, source: Input) -> None:
+        for part in self.data.reading(name):
+            try:
+                for note in source.survey(self.data.samples[part]):
+                    say(note)
+            except UserError:  # it reads headers, and only counts
+                if self.data.parts[part].dataset.on_bad_sample == "error":
+                    raise
 
     def _explain(self, error: NonFiniteError, batch: Batch) -> UserError:
-        names = [self.samples[int(i)].id for i in gather_rows(batch.index)[list(error.rows)[:5]].tolist()]
+        index = gather_rows(batch.by_source()[error.source].index)[list(error.rows)[:5]]
+        names = [self.data.samples[error.source][int(i)].id for i in index.tolist()]
+        where = f"source {error.source}: " if error.source else ""
         return UserError(
-            f"step {self.step + 1}: {error} Samples: {', '.join(names)}. Checkpoints up to the last epoch are kept; "
-            "lower optimizer.lr, set optimizer.clip_norm, or use --precision fp32"
+            f"step {self.step + 1}: {where}{error} Samples: {', '.join(names)}. Checkpoints up to the last epoch "
+            "are kept; lower optimizer.lr, set optimizer.clip_norm, or use --precision fp32"
         )
 
     @contextmanager

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -64,6 +64,50 @@ def differentiate(model: JointModel, batch: Batch, micro_batch: int) -> ModelOut
         NonFiniteError: NaN or infinity in an embedding; no gradient was touched.
     """
     device = batch.index.device
+    parts = {source: _embed(model, rows, source, micro_batch) for source, rows in batch.by_source().items()}
+    output = model.join(
+        {
+            source: model.judge(part.embeddings, part.representations, part.targets, source=source)
+            for source, part in parts.items()
+        }
+    )
+    output.loss.backward()  # type: ignore[no-untyped-call]
+
+    forked = [device] if device.type == "cuda" else []
+    with _buffers_kept(model), torch.random.fork_rng(forked):
+        for source, part in parts.items():
+            _replay(model, part, source)
+    for part in parts.values():
+        _check_replay(part.apart, part.embeddings)
+    average_gradients(model)
+    return replace(output, loss=output.loss.detach())
+
+
+@dataclass
+class _Part:
+    """A source's local batch, embedded without a graph; the embeddings are leaves.
+
+    Attributes:
+        batch: the samples.
+        pieces: the rows of each micro-batch.
+        states: torch's generators before each.
+        embeddings: node -> ``(n_local, width)``.
+        representations: node -> ``(n_local, features)``.
+        targets: node -> ``(n_local, width)``, where the method has them.
+        apart: node -> the squared distance between its embeddings and those of the replay.
+    """
+
+    batch: Batch
+    pieces: list[slice]
+    states: list[list[Tensor]]
+    embeddings: dict[str, Tensor]
+    representations: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    apart: dict[str, Tensor]
+
+
+def _embed(model: JointModel, batch: Batch, source: str, micro_batch: int) -> _Part:
+    device = batch.index.device
     pieces = cut(model.branches, local_sizes(len(batch.index), device), len(batch.index), micro_batch)
     states: list[list[Tensor]] = []
     embedded: list[tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]] = []
@@ -71,28 +115,24 @@ def differentiate(model: JointModel, batch: Batch, micro_batch: int) -> ModelOut
         for piece in pieces:
             states.append(_generators(device))
             rows = batch.rows(piece)
-            embedded.append((*model.embed(rows), model.embed_targets(rows)))
+            embedded.append((*model.embed(rows, source), model.embed_targets(rows, source)))
     whole, representations, targets = (
         {node: torch.cat([part[node] for part in parts]) for node in parts[0]}
         for parts in zip(*embedded, strict=True)
     )
-    del embedded
     embeddings = {node: z.requires_grad_() for node, z in whole.items()}
-    output = model.judge(embeddings, representations, targets)
-    output.loss.backward()  # type: ignore[no-untyped-call]
-
     apart = {node: torch.zeros((), device=device) for node in embeddings}
-    forked = [device] if device.type == "cuda" else []
-    with _buffers_kept(model), torch.random.fork_rng(forked):
-        for piece, state in zip(pieces, states, strict=True):
-            _set_generators(state, device)
-            again, _ = model.embed(batch.rows(piece))
-            _backward(again, {node: z.grad for node, z in embeddings.items()}, piece)
-            for node, z in again.items():
-                apart[node] += (z.detach() - embeddings[node].detach()[piece]).float().square().sum()
-    _check_replay(apart, embeddings)
-    average_gradients(model)
-    return replace(output, loss=output.loss.detach())
+    return _Part(batch, pieces, states, embeddings, representations, targets, apart)
+
+
+def _replay(model: JointModel, part: _Part, source: str) -> None:
+    """Embed each micro-batch once more, with a graph, and back-propagate its rows of dL/dZ."""
+    for piece, state in zip(part.pieces, part.states, strict=True):
+        _set_generators(state, part.batch.index.device)
+        again, _ = model.embed(part.batch.rows(piece), source)
+        _backward(again, {node: z.grad for node, z in part.embeddings.items()}, piece)
+        for node, z in again.items():
+            part.apart[node] += (z.detach() - part.embeddings[node].detach()[piece]).float().square().sum()
 
 
 def cut(branches: nn.Module, sizes: tuple[int, ...], n: int, micro_batch: int) -> list[slice]:

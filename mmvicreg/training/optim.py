@@ -27,12 +27,9 @@ def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[st
         groups += _groups(
             name, branch.parameters(), rate=rate * branch.config.lr_factor, decay=decay, fixed=False
         )
+    learned = [*model.objective.parameters(), *model.objectives.parameters()]
     return groups + _groups(
-        "objective",
-        model.objective.parameters(),
-        rate=rate,
-        decay=config.weight_decay,
-        fixed=model.objective.fixed_rate,
+        "objective", learned, rate=rate, decay=config.weight_decay, fixed=model.objective.fixed_rate
     )
 
 

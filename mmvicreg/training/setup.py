@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,21 @@ def build_model(
         return JointModel(recipe, inputs, pretrained=pretrained, initial=initial)
 
 
-def fit_frontends(model: JointModel, samples: Sequence[Sample], *, main: bool = True) -> None:
-    """Have every frontend that learns do so from the training samples: in one process, for all of them.
+def fit_frontends(
+    model: JointModel, samples: Sequence[Sample], names: Collection[str] | None = None, *, main: bool = True
+) -> None:
+    """Have every frontend that learns (of the branches ``names``) do so from the training samples.
+
+    In one process, for all of them.
 
     Raises:
         UserError: a sample that cannot be read, or samples that there is nothing to learn from; in every process.
     """
-    learning = {name: model.branch(name) for name in model.branches if model.branch(name).frontend.learns}
+    learning = {
+        name: model.branch(name)
+        for name in model.branches
+        if model.branch(name).frontend.learns and (names is None or name in names)
+    }
     if not learning:
         return
     states: dict[str, Any] | str | None = None

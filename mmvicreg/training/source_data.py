@@ -1,0 +1,182 @@
+"""What a run is trained on, source by source: its samples, and the batches of every step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmvicreg.branches.model import Batch
+from mmvicreg.config import Recipe
+from mmvicreg.datasets import in_folds, open_dataset, training_samples
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import Input
+from mmvicreg.samples import Sample
+from mmvicreg.skipped import Skipped
+from mmvicreg.sources import FIRST
+from mmvicreg.training.distributed import World
+from mmvicreg.training.loader import TrainingLoader
+from mmvicreg.training.log import say
+from mmvicreg.training.setup import restore_inputs
+
+T = TypeVar("T")
+
+_PAIR_OF = {frozenset({"image"}): "image-image", frozenset({"image", "text"}): "image-text"}
+_PAIR_OF[frozenset({"audio"})] = "wave-mel"
+
+
+class SourceData:
+    """Every source's training samples, and its loader once the inputs are fitted.
+
+    Args:
+        parts: source -> the recipe of what is trained on it (:func:`mmvicreg.sources.part_recipes`).
+        world: this process.
+
+    Raises:
+        UserError: a data set that is not there, or is not for the pair its edges make; the source is named.
+    """
+
+    def __init__(self, parts: Mapping[str, Recipe], world: World) -> None:
+        self.parts, self.world = parts, world
+        self.samples = {
+            name: _named(name, partial(_read_samples, part, name, main=world.is_main))
+            for name, part in parts.items()
+        }
+        self.loaders: dict[str, TrainingLoader] = {}
+
+    def load(self, inputs: Mapping[str, Input], *, workers: int) -> None:
+        """Make the loaders; a source besides the first has its own copies of the fitted inputs.
+
+        Raises:
+            UserError: as :class:`TrainingLoader`; the source is named.
+        """
+        for name, part in self.parts.items():
+            own = {key: inputs[key] for key in part.inputs}
+            if name != FIRST:  # an input may keep samples for itself, to mix with or put aside
+                own = restore_inputs(part, {key: source.state() for key, source in own.items()})
+            make = partial(
+                TrainingLoader,
+                part,
+                own,
+                self.samples[name],
+                rank=self.world.rank,
+                world_size=self.world.size,
+                workers=workers,
+                pin_memory=self.world.device.type == "cuda",
+            )
+            self.loaders[name] = _named(name, make)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Samples of each source in a step, over all processes."""
+        return [part.training.batch_size for part in self.parts.values()]
+
+    def reading(self, name: str) -> list[str]:
+        """The sources that read the input called ``name``; the first where none does."""
+        return [source for source, part in self.parts.items() if name in part.inputs] or [FIRST]
+
+    def of_input(self, name: str) -> Sequence[Sample]:
+        """The training samples of every source that reads the input called ``name``."""
+        first, *rest = (self.samples[source] for source in self.reading(name))
+        return [sample for part in (first, *rest) for sample in part] if rest else first
+
+    def streams(self, step: int) -> dict[str, Iterator[Batch]]:
+        """The batches of the other sources from ``step`` of the run on, round after round."""
+        return {name: _rounds(name, loader, step) for name, loader in self.loaders.items() if name != FIRST}
+
+    def skipped(self) -> list[Skipped]:
+        """What could not be read so far, by this process."""
+        return [one for loader in self.loaders.values() for one in loader.skipped.values()]
+
+    def may_skip(self) -> bool:
+        """Whether any source goes on without samples that cannot be read."""
+        return any(part.dataset.on_bad_sample == "skip" for part in self.parts.values())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which samples a step sees: of each source how many there are, and their names in order."""
+        found = dict(self._fingerprints)
+        first = found.pop(FIRST)
+        return {**first, "sources": found} if found else first
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Taken once: a million names are hashed, and every checkpoint asks."""
+        return {name: _fingerprint(samples) for name, samples in self.samples.items()}
+
+    def check_same(self, before: Mapping[str, Any], path: Path) -> None:
+        """Raise :class:`UserError` unless the samples are those that ``before`` is the fingerprint of."""
+        now = self.fingerprint()
+        if before == now:
+            return
+        whose, then = "", before
+        for name, other in before.get("sources", {}).items():
+            if now.get("sources", {}).get(name) != other:
+                whose, then, now = f" of source '{name}'", other, now.get("sources", {}).get(name, {})
+                break
+        count = now.get("samples", 0)
+        raise UserError(
+            f"the run {path} was trained on {then['samples']} samples{whose}, and the data there now are "
+            f"{'others' if then['samples'] == count else f'{count} samples'}: a resumed run needs the same data; give "
+            f"its place with {'--data-root' if not whose else '--set sources.NAME.dataset.root=DIR'}, or start a new "
+            "run"
+        )
+
+
+def with_others(batch: Batch, streams: Mapping[str, Iterator[Batch]]) -> Batch:
+    """A batch of the first source with the next of every other."""
+    return replace(batch, others={name: next(stream) for name, stream in streams.items()})
+
+
+def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:
+    turn, start = divmod(step, len(loader))
+    while True:
+        try:
+            yield from loader.epoch(turn, start=start)
+        except UserError as error:
+            raise UserError(f"source '{name}': {error}") from error
+        turn, start = turn + 1, 0
+
+
+def _named(source: str, action: Callable[[], T]) -> T:
+    """What ``action`` gives; a user's mistake in it names the source."""
+    if source == FIRST:
+        return action()
+    try:
+        return action()
+    except UserError as error:
+        raise UserError(f"source '{source}': {error}") from error
+
+
+def _fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
+    names = hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()
+    return {"samples": len(samples), "names": names}
+
+
+def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample]:
+    config = recipe.dataset
+    dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
+    # the run's pair is one of its first source; what another source pairs, its inputs say
+    pair = recipe.pair if source == FIRST else _PAIR_OF.get(frozenset(recipe.inputs), "")
+    if pair and pair not in dataset.pairs:
+        raise UserError(
+            f"the data set {config.name} is for {' and '.join(dataset.pairs)}, not for {pair}; "
+            "choose another --dataset or --pair"
+            if source == FIRST
+            else f"the data set {config.name} is for {' and '.join(dataset.pairs)}, and its edges make {pair}"
+        )
+    samples = training_samples(dataset, split=config.train_split, fold=config.fold)
+    if main:
+        for note in dataset.notes:
+            say(note)
+        held = ""
+        if in_folds(dataset):
+            held = (
+                f", fold {config.fold} held out"
+                if config.fold != "none"
+                else ", no fold held out: every evaluation of this run is transductive"
+            )
+        say(f"training on {len(samples)} samples of {config.name} at {dataset.root}{held}")
+    return samples
