@@ -67,13 +67,13 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
             str(number),
             np.flatnonzero(place != number),
             np.flatnonzero(place == number),
-            _saw(run, data, number),
+            saw(run, data, number),
         )
         for number in tested
     ]
 
 
-def _saw(run: Run, data: DataSet, fold: int) -> bool:
+def saw(run: Run, data: DataSet, fold: int) -> bool:
     """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
     recipe = run.recipe
     trained_on = [(config.name, config.fold) for config in recipe.trained_on]
