@@ -290,7 +290,7 @@ def _edges(run: Run, dataset: str | None) -> list[EdgeConfig]:
             f"the run {run.path} joins no two different branches (at most one of them text), so there is "
             "nothing to retrieve"
         )
-    names = {None: run.recipe.dataset.name}
+    names: dict[str | None, str] = {None: run.recipe.dataset.name}
     names |= {name: source.dataset.name for name, source in run.recipe.sources.items()}
     asked = dataset or run.recipe.dataset.name
     return [edge for edge in edges if names[edge.source] == asked] or edges
