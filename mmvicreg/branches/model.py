@@ -277,7 +277,9 @@ class JointModel(nn.Module):
     def move_targets(self, step: int, *, steps: int) -> None:
         """Let the moving averages follow the branches, after the optimiser's 0-based ``step`` of ``steps``."""
         start = self.objective.target_momentum
-        for name, average in self.targets.items() if start is not None else ():
+        if start is None:
+            return
+        for name, average in self.targets.items():
             momentum = momentum_at(step, steps=steps, start=start)
             move(average, self.branch(name), momentum=momentum)
 
