@@ -124,6 +124,13 @@ class Card:
             )
         return tuple(file for file in self.files if not file.layouts or layout in file.layouts)
 
+    def lacking(self, split: str, found: int, layout: str | None = None) -> tuple[str, ...]:
+        """A note where a split has another number of samples than the published set of that layout."""
+        published = self.counts.get(layout or next(iter(self.counts), ""), {}).get(split, found)
+        if found == published:
+            return ()
+        return (f"{found:,} of {self.title}'s {published:,} pictures in the split {split}",)
+
     def way_out(self, root: Path) -> str:
         """The sentence that ends an error about data missing at ``root``: the command that gets it."""
         if self.made:

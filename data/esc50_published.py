@@ -42,16 +42,24 @@ _RATE, _FRAMES = 44100, 220500
 
 
 def check_listed(rows: Sequence[Row], audio: Path, table: Path) -> None:
-    """Refuse recordings that the table does not list: with rows missing, it would be another data set unnoticed.
+    """Refuse a table that lacks rows of recordings that lie there: it would be another data set unnoticed.
+
+    Whole folds and whole classes may be left out: that is a part somebody chose (all but fold 1, ESC-10).
 
     Raises:
         UserError: there are some; they are named.
     """
-    there = {path.name for path in audio.glob("*.wav") if not path.name.startswith(".")}
-    if extra := sorted(there - {row.filename for row in rows}):
+    listed = {row.filename for row in rows}
+    folds, targets = {str(row.fold) for row in rows}, {str(row.target) for row in rows}
+    missing = []
+    for name in sorted({path.name for path in audio.glob("*.wav")} - listed):
+        parts = name.removesuffix(".wav").split("-")
+        if len(parts) == 4 and parts[0] in folds and parts[3] in targets:
+            missing.append(name)
+    if missing:
         raise UserError(
-            f"{table} does not list {len(extra):,} recordings that lie in {audio} ({shorten(extra)}); put the missing "
-            "rows back, or move what is not to be used out of that folder"
+            f"{table} does not list {len(missing):,} recordings of its folds and classes that lie in {audio} "
+            f"({shorten(missing)}); put the missing rows back, or move what is not to be used out of that folder"
         )
 
 

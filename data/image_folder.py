@@ -110,11 +110,8 @@ class ImageFolder(Reader):
 
     def _load(self, split: str) -> Sequence[Sample]:
         samples = self._list(split)
-        layout = getattr(self, "layout", next(iter(self.card.counts), ""))
-        published = self.card.counts.get(layout, {}).get(split, len(samples))
-        if len(samples) != published:
-            note = f"{len(samples):,} of {self.card.title}'s {published:,} pictures in the split {split}"
-            self.notes = (*self.notes, note)
+        layout = getattr(self, "layout", None)
+        self.notes = (*self.notes, *self.card.lacking(split, len(samples), layout))
         return samples
 
     def _list(self, split: str) -> Sequence[Sample]:

@@ -130,6 +130,7 @@ def looks_like(root: Path, *, besides: str = "") -> str | None:
         ("imagenet", "ILSVRC/Data/CLS-LOC"),
         ("manifest", "manifest.csv"),
         ("manifest", "manifest.jsonl"),
+        ("webdataset", "*-[0-9]*.tar"),
     )
     for name, sign in signs:
         if name != besides and next(root.glob(sign), None) is not None:

@@ -127,7 +127,7 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     return Report(name, root, splits, (*counts, *problems), card.captions_each, partial)
 
 
-def _few_captions(samples: list[Sample], split: str, each: int) -> list[str]:
+def _few_captions(samples: Sequence[Sample], split: str, each: int) -> list[str]:
     """Which pictures lack some of the captions that evaluation takes of every one."""
     few = [sample for sample in samples if len(sample.captions) < each]
     if not few:

@@ -16,8 +16,12 @@ from mmvicreg.samples import DataSet
 from mmvicreg.training.distributed import World
 from mmvicreg.training.log import say
 
-IMAGENET = {"train": 1_281_167, "val": 50_000}
-"""Pictures of ILSVRC2012's classification task, of 1 000 classes."""
+WHOLE = {
+    "imagenet": (1000, 1_281_167, 50_000),
+    "places205": (205, 2_448_873, 20_500),
+    "inat18": (8_142, 437_513, 24_426),
+}
+"""Data set -> its classes, training and test pictures as they were published, which the paper's rows are of."""
 
 
 def tops(classes: int) -> tuple[int, ...]:
@@ -73,14 +77,9 @@ def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet,
     return run.path / "eval" / f"{'-'.join(words)}.json"
 
 
-def is_imagenet(found: Labelled, *, whole: bool = True) -> bool:
-    """Whether the published ImageNet rows are of the same test pictures (and, ``whole``, training pictures)."""
-    sizes = {"train": len(found.train), "val": len(found.test)} if whole else {"val": len(found.test)}
-    return (
-        found.data.name == "imagenet"
-        and found.classes == 1000
-        and all(IMAGENET[split] == size for split, size in sizes.items())
-    )
+def is_whole(found: Labelled) -> bool:
+    """Whether the samples are all of a published data set's, so that published rows may stand beside."""
+    return WHOLE.get(found.data.name) == (found.classes, len(found.train), len(found.test))
 
 
 def published_rows(table: int, columns: Mapping[str, str]) -> list[Report]:

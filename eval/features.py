@@ -124,7 +124,7 @@ def _fingerprint(samples: Sequence[Sample]) -> str:
         size, changed = -1, -1
         if sample.image is not None:
             with contextlib.suppress(OSError):  # a missing picture is named by whoever reads it
-                status = sample.image.stat()
+                status = (sample.image if isinstance(sample.image, Path) else sample.image.archive).stat()
                 size, changed = status.st_size, status.st_mtime_ns
         state.update(f"{sample.id}\0{sample.image}\0{size}\0{changed}\n".encode())
     return state.hexdigest()

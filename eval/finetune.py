@@ -15,7 +15,7 @@ import numpy as np
 from mmvicreg.eval.classification import (
     about,
     announce,
-    is_imagenet,
+    is_whole,
     published_rows,
     report_file,
     show,
@@ -187,7 +187,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
 
 
 def _published(whole: Labelled, choice: Choice, share: float | Path) -> list[Report]:
-    if not (choice.published and is_imagenet(whole)):
+    if not (choice.published and is_whole(whole)):
         return []
     return published_rows(1, {f"top{top}": f"top-{top}, {share:g} % of labels" for top in (1, 5)})
 

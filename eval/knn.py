@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import about, announce, is_imagenet, published_rows, report_file, show, tops
+from mmvicreg.eval.classification import about, announce, is_whole, published_rows, report_file, show, tops
 from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
@@ -117,7 +117,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         number: values | {f"untrained_{name}": value for name, value in untrained.get(number, {}).items()}
         for number, values in trained.items()
     }
-    comparable = is_imagenet(found) and settings.space == "representation"
+    comparable = found.data.name == "imagenet" and is_whole(found) and settings.space == "representation"
     report: Report = {
         "k": results,
         "temperature": settings.temperature if settings.weighting == "exp" else None,

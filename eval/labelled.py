@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mmvicreg.datasets import evaluation_split, in_folds, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.eval.tasks import labels_of
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
@@ -108,26 +109,7 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             f"in '{split}' ('{min(both)}'); a classifier must be tested on others than it was trained on: name other "
             "splits with --train-split and --split"
         )
-    return Labelled(data, own, train_split, split, train, labels(train, data), test, labels(test, data))
-
-
-def labels(samples: Sequence[Sample], data: DataSet) -> Integers:
-    """The class index of every sample ``(n,)``.
-
-    Raises:
-        UserError: the data set has no classes, or a sample none.
-    """
-    missing = [sample.id for sample in samples if sample.label is None]
-    if not data.classes or len(missing) == len(samples):
-        raise UserError(
-            f"{data.name} at {data.root} has no labels, so there is nothing to classify; name a data set with classes "
-            "(--dataset), or judge a run on captions with mmvicreg eval retrieval"
-        )
-    if missing:
-        raise UserError(
-            f"{len(missing):,} samples of {data.name} at {data.root} have no label, first '{missing[0]}'"
-        )
-    return np.array([sample.label for sample in samples], dtype=np.int64)
+    return Labelled(data, own, train_split, split, train, labels_of(train, data), test, labels_of(test, data))
 
 
 def image_branches(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ from mmvicreg.eval import logistic
 from mmvicreg.eval.classification import (
     about,
     announce,
-    is_imagenet,
+    is_whole,
     published_rows,
     report_file,
     show,
@@ -222,11 +222,11 @@ def _method(settings: Settings) -> Report:
 
 def _published(found: Labelled) -> list[Report]:
     """Rows of the paper on the same pictures."""
-    if is_imagenet(found):
+    if not is_whole(found):
+        return []
+    if found.data.name == "imagenet":
         return published_rows(1, {"top1": "linear top-1", "top5": "linear top-5"})
-    if found.data.name in _TRANSFER:
-        return published_rows(2, {"top1": _TRANSFER[found.data.name]})
-    return []
+    return published_rows(2, {"top1": _TRANSFER[found.data.name]})
 
 
 def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:

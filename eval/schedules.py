@@ -75,7 +75,7 @@ class Schedule:
                 raise UserError(f"{flag} must be above 0, got {rate:g}")
         if smallest_crop is not None and not 0 < smallest_crop <= 1:
             raise UserError(f"--smallest-crop must be above 0 and at most 1, got {smallest_crop:g}")
-        given = {
+        given: dict[str, object] = {
             "epochs": epochs,
             "batch_size": batch_size,
             "head_lr": head_lr,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from mmvicreg.data.reader import duplicates, shorten
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError
 from mmvicreg.eval.labelled import Integers, Labelled
-from mmvicreg.samples import Sample
+from mmvicreg.samples import Member, Sample
 
 _SOURCE = "https://raw.githubusercontent.com/google-research/simclr/master/imagenet_subsets/"
 LISTS = Card(
@@ -117,9 +117,9 @@ def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> In
     """
     chosen: list[int] = []
     for label in np.unique(labels):
-        mine = sorted(np.flatnonzero(labels == label), key=lambda row: ids[row])
+        mine = sorted(np.flatnonzero(labels == label).tolist(), key=ids.__getitem__)
         order = np.random.default_rng([0, int(label)]).permutation(len(mine))
-        chosen += [int(mine[place]) for place in order[: max(1, round(percent / 100 * len(mine)))]]
+        chosen += [mine[place] for place in order[: max(1, round(percent / 100 * len(mine)))]]
     return np.array(sorted(chosen), dtype=np.int64)
 
 
@@ -143,7 +143,8 @@ def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
     for row, sample in enumerate(samples):
         keys = {sample.id}
         if sample.image is not None:
-            keys |= {sample.image.name, f"{sample.image.parent.name}/{sample.image.name}"}
+            inside = PurePath(sample.image.name if isinstance(sample.image, Member) else sample.image)
+            keys |= {inside.name, f"{inside.parent.name}/{inside.name}"}
         for key in keys & rows.keys():
             rows[key].append(row)
     if missing := [name for name in names if not rows[name]]:

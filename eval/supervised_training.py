@@ -165,7 +165,7 @@ def _differentiate(model: JointModel, batch: Batch, labels: Tensor) -> Tensor:
             losses.append(torch.stack([functional.cross_entropy(z, target) for z in own]).mean())
             right = torch.stack([(z.argmax(1) == target).float().mean() for z in own]).mean()
             total[place] += share * torch.stack([losses[-1].detach().float(), right])
-        (share * torch.stack(losses).sum()).backward()
+        (share * torch.stack(losses).sum()).backward()  # type: ignore[no-untyped-call]
     return total
 
 

@@ -123,21 +123,27 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         )
     samples = {split: data.samples(split) for split in ("trainval", "test")}
     announce(world, data)
-    encoded: dict[str, list[npt.NDArray[np.float32]]] = {}
+    encoded: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     for name in ("trained", "untrained") if settings.baseline else ("trained",):
         model = run.model(untrained=name == "untrained", device=world.device.type)
         of = f"{'untrained-' if name == 'untrained' else ''}{data.name}"
-        encoded[name] = [
+        train, test = (
             features(world, run, model, settings.branch, part, of=f"{of}-{split}")
             for split, part in samples.items()
-        ]
+        )
+        encoded[name] = train, test
     if not world.is_main:  # the rest is for one process, which nobody need wait for
         return {}
     results = {
         name: judge_classes(
-            *vectors, data.targets("trainval"), data.targets("test"), classes_of(data), grid=settings.grid
+            train,
+            test,
+            data.targets("trainval"),
+            data.targets("test"),
+            classes_of(data),
+            grid=settings.grid,
         )
-        for name, vectors in encoded.items()
+        for name, (train, test) in encoded.items()
     }
     report = _report(run, data, results, settings)
     file = report_file(run, "svm", settings.branch, "test", data, own=own)

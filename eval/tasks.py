@@ -67,13 +67,13 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
             str(number),
             np.flatnonzero(place != number),
             np.flatnonzero(place == number),
-            _saw(run, data, number),
+            saw(run, data, number),
         )
         for number in tested
     ]
 
 
-def _saw(run: Run, data: DataSet, fold: int) -> bool:
+def saw(run: Run, data: DataSet, fold: int) -> bool:
     """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
     recipe = run.recipe
     trained_on = [(config.name, config.fold) for config in recipe.trained_on]
@@ -98,8 +98,8 @@ def labels_of(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]
     missing = [sample.id for sample in samples if sample.label is None]
     if not data.classes or len(missing) == len(samples):
         raise UserError(
-            f"{data.name} at {data.root} has no labels, so there is nothing for a linear probe to predict; "
-            "judge a run on captions with mmvicreg eval retrieval"
+            f"{data.name} at {data.root} has no labels, so there is nothing for a classifier to predict; "
+            "name a data set with classes (--dataset), or judge a run on captions with mmvicreg eval retrieval"
         )
     if missing:
         raise UserError(

@@ -282,6 +282,8 @@ class TrainingConfig(Strict):
     """``bf16`` is autocast, ``fp64`` is for checking; the objective is in float32 or better.
     ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
     channels_last: bool = True
+    compile: bool = False
+    """Encoders of pictures through torch.compile; the same to rounding, after minutes of compiling."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

@@ -14,6 +14,7 @@ OWN_DATA = {
     "manifest": "FILE.csv (or .jsonl, or their folder)",
     "audio-folder": "DIR, the folder of your recordings",
     "image-folder": "DIR, the folder of your pictures",
+    "webdataset": "DIR, the folder of your shards (or 'train-{0000..0099}.tar')",
 }
 """Data sets that are the user's own, so that they have no place of their own, and what to give instead."""
 

@@ -77,6 +77,8 @@ DATASETS = Registry(
         "cifar10": "mmvicreg.data.cifar10:Cifar10",
         "voc07": "mmvicreg.data.voc:Voc07",
         "webdataset": "mmvicreg.data.webdataset:WebDataset",
+        "places205": "mmvicreg.data.listed_pictures:Places205",
+        "inat18": "mmvicreg.data.listed_pictures:INat18",
     },
     "mmvicreg.datasets",
 )

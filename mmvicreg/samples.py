@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,15 @@ class Member:
         if len(content) < self.size:
             raise OSError(f"the archive ends after {len(content)} of its {self.size} bytes")
         return io.BytesIO(content)
+
+    @property
+    def parent(self) -> Path:
+        """What it lies in: the archive."""
+        return self.archive
+
+    def stat(self) -> os.stat_result:
+        """The archive's: a file in it has changed when that has."""
+        return self.archive.stat()
 
     def __str__(self) -> str:
         return f"{self.archive}:{self.name}"

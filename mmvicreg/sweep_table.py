@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,19 @@ def best_of_groups(results: Sequence[Result]) -> dict[str, str]:
     return {group: result.name for group, result in best.items()}
 
 
+def competing(results: Sequence[Result]) -> set[str]:
+    """The best of every group that has more than one alternative."""
+    sizes = Counter(result.group for result in results)
+    return {name for group, name in best_of_groups(results).items() if sizes[group] > 1}
+
+
 def rows(results: Sequence[Result]) -> list[list[str]]:
     """A header, then a row an alternative: name, method, recalls of each direction, rsum, epochs, seeds."""
     ways = directions(results)
     header = ["alternative", "method"]
     header += [f"{way.replace('_to_', ' to ')} {k}" for way in ways for k in RECALLS]
     header += ["rsum", "epochs", "seeds"]
-    best = set(best_of_groups(results).values())
+    best = competing(results)
     table = [header]
     for result in results:
         star = " *" if result.name in best else ""
@@ -98,14 +105,29 @@ def markdown(sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: 
         "|" + "---|" * len(table[0]),
         *("| " + " | ".join(row) + " |" for row in table[1:]),
         "",
-        "\\* the largest rsum of its group. The settings of each; all else is the recipe's:",
+        *(["\\* the largest rsum of its group.", ""] if competing(results) else []),
+        "The settings of each; all else is the recipe's:",
         "",
     ]
+    changed = {result.name: other_settings(base, result.recipe) for result in results}
+    shared = [
+        line for line in next(iter(changed.values()), []) if all(line in own for own in changed.values())
+    ]
+    if shared and len(results) > 1:
+        lines.append(f"- every run: {_code(shared)}")
+    else:
+        shared = []
     for result in results:
-        changed = "".join(f", `{line}`" for line in other_settings(base, result.recipe))
-        lines.append(f"- {result.name}: {method_settings(result.recipe)}{changed}")
+        own = [line for line in changed[result.name] if line not in shared]
+        lines.append(
+            f"- {result.name}: {', '.join([method_settings(result.recipe), *([_code(own)] if own else [])])}"
+        )
     lines += [f"- {result.name} did not finish: {result.problem}" for result in results if result.problem]
     return "\n".join([*lines, "", f"Made by `{command}`.", ""])
+
+
+def _code(lines: Sequence[str]) -> str:
+    return ", ".join(f"`{line}`" for line in lines)
 
 
 def write_table(

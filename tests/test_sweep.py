@@ -19,7 +19,7 @@ from mmvicreg.config import recipes_folder
 from mmvicreg.errors import UserError
 from mmvicreg.runs import open_run
 from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
-from mmvicreg.sweep_table import best_of_groups, method_settings, other_settings, spread
+from mmvicreg.sweep_table import best_of_groups, markdown, method_settings, other_settings, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted(recipes_folder().glob("*/sweeps/*.yaml"))
@@ -191,3 +191,23 @@ def test_make_flickr8k_says_what_it_needs_and_runs_the_sweep() -> None:
     ):
         assert word in shown
     assert sweeps.read_sweep(sweep_path("flickr8k-methods"))
+
+
+def test_what_all_runs_share_is_said_once() -> None:
+    sweep = read_sweep(sweep_path("flickr8k"))
+    plans = recipes(sweep, overrides={"training.epochs": 3})
+    base = base_recipe(sweep)
+    report = {"rsum": 6.0, "epoch": 3}
+    way = {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0, "queries": 5, "gallery": 1, "chance": {"R@1": 0.1}}
+    reports = [{**report, "image_to_text": way, "text_to_image": way}]
+    some = [
+        Result(name, sweep.alternatives[name].group or name, plans[name][0], reports)
+        for name in ("vicreg-25-25-1", "vicreg-nu-5", "vse-hardest")
+    ]
+    page = markdown(sweep, some, base, command="mmvicreg sweep flickr8k")
+    assert "- every run: `training.epochs=3`" in page
+    assert page.count("training.epochs") == 1
+    assert "| vicreg-25-25-1 * |" in page
+    assert "| vse-hardest |" in page  # nothing competes with it
+    assert "- vicreg-nu-5: vicreg (" in page
+    assert "mu_image 25, nu_image 5" in page

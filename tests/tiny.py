@@ -94,3 +94,36 @@ def untrained_run(path: Path, recipe: Recipe) -> Run:
     }
     save_checkpoint(run.checkpoints, 3, content, keep=1)
     return run
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A BERT of 2 layers with a 12-word vocabulary, in transformers' folder layout."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "red",
+        "blue",
+        "circle",
+        "square",
+        "above",
+        ".",
+    ]
+    # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
+    pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
+    marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces._tokenizer, **{f"{name}_token": mark for name, mark in marks.items()}
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder

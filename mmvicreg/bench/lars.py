@@ -6,8 +6,9 @@ default tensors are those of the published model: ResNet-50 and an expander 8192
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -116,7 +117,7 @@ def bench_lars(wanted: Settings) -> list[StepCost]:
     # ours comes last in a round, because it leaves other gradients behind
     loop = AuthorsLARS(theirs)
     step = LARS(_groups(ours), RATE, momentum=OPTIONS["momentum"], eta=OPTIONS["eta"])
-    functions = {AUTHORS: lambda: loop.step(gradients), OURS: lambda: step.step()}
+    functions: dict[str, Callable[[], object]] = {AUTHORS: partial(loop.step, gradients), OURS: step.step}
     for function in functions.values():
         function()
     memory = {name: peak_memory(function, torch.device(device)) for name, function in functions.items()}

@@ -9,6 +9,7 @@ it while the step computes: theirs with PIL on one core, ours decoded and croppe
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +98,7 @@ class Ours:
 
     def __init__(self, recipe: Recipe, views: Sequence[Mapping[str, Tensor]], device: str) -> None:
         self.model: JointModel = build_model(recipe, build_inputs(recipe), pretrained=False)
-        self.model.to(device).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(device).train().to(memory_format=torch.channels_last)
         self.model.autocast = torch.bfloat16 if recipe.training.precision == "bf16" else None
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.batch = Batch(
@@ -120,7 +121,7 @@ class Ours:
             z = {f"image/{view}": branch.expander(branch.encoder(x)) for view, x in enumerate(views)}
         watch("forward")
         leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
-        self.model.judge(leaves, {}, {}).loss.backward()
+        torch.autograd.backward(self.model.judge(leaves, {}, {}).loss)
         watch("objective")
         torch.autograd.backward(list(z.values()), [leaves[name].grad for name in z])
         watch("backward")
@@ -282,7 +283,8 @@ def _phases(step: Callable[[Callable[[str], None]], None], device: str) -> dict[
 
 @torch.no_grad()
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    return sum(float((a - b).double().square().sum()) for a, b in zip(some, others, strict=True)) ** 0.5
+    squares = [float((a - b).double().square().sum()) for a, b in zip(some, others, strict=True)]
+    return math.sqrt(sum(squares))
 
 
 def _ignore(_: str) -> None:

@@ -212,7 +212,7 @@ class JointModel(nn.Module):
         source: str = FIRST,
     ) -> ModelOutput:
         """The objective over a source's global batch, of which these are the local rows."""
-        objective = self.objective_of(source)
+        objective: Any = self.objective_of(source)  # only a method with targets takes them
         try:
             output = objective(embeddings, targets=targets) if targets else objective(embeddings)
         except NonFiniteError as error:
@@ -276,8 +276,11 @@ class JointModel(nn.Module):
 
     def move_targets(self, step: int, *, steps: int) -> None:
         """Let the moving averages follow the branches, after the optimiser's 0-based ``step`` of ``steps``."""
+        start = self.objective.target_momentum
+        if start is None:
+            return
         for name, average in self.targets.items():
-            momentum = momentum_at(step, steps=steps, start=self.objective.target_momentum)
+            momentum = momentum_at(step, steps=steps, start=start)
             move(average, self.branch(name), momentum=momentum)
 
     @contextmanager

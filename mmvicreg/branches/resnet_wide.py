@@ -27,7 +27,7 @@ from torchvision.models.resnet import Bottleneck
 from mmvicreg.branches.resnet import ResNet
 
 
-class _Widened(torchvision.models.ResNet):
+class _Widened(torchvision.models.ResNet):  # type: ignore[misc]
     """torchvision's ResNet with a multiple of the filters in every convolution, which it has no option for."""
 
     widen: ClassVar[int]

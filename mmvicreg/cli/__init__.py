@@ -10,8 +10,8 @@ import mmvicreg.cli.bench as bench
 import mmvicreg.cli.data as data
 import mmvicreg.cli.embed as embed
 import mmvicreg.cli.evaluate as evaluate
-import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.export as export
+import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.train as train
 from mmvicreg.errors import UserError
 

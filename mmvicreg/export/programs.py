@@ -50,7 +50,7 @@ class PaddedGRU(nn.Module):
         longest = ids.shape[1]
         position = torch.arange(longest, device=ids.device)
         turned = (length[:, None] - 1 - position).remainder(longest)
-        x = self.embedding(ids)
+        x: Tensor = self.embedding(ids)
         for number in range(0, len(self.layers), self.directions):
             states = [self.layers[number](x)[0]]
             if self.directions == 2:

@@ -50,12 +50,9 @@ def nearest_candidates(
     Raises:
         UserError: as :func:`~mmvicreg.metrics.retrieval_ranks`; ``k`` below 1.
     """
-    x, y = checked_vectors(queries, candidates, similarity=similarity, block=block)
-    first, last = checked_rows(rows, len(x))
-    found = np.empty((last - first, min(k, len(y))), np.int64)
-    for part, places, _ in nearest_blocks(x, y, k, similarity=similarity, block=block, rows=(first, last)):
-        found[part] = places
-    return found
+    found = nearest_blocks(queries, candidates, k, similarity=similarity, block=block, rows=rows)
+    parts = [places for _, places, _ in found]
+    return np.concatenate(parts) if parts else np.empty((0, min(k, len(candidates))), np.int64)
 
 
 def nearest_blocks(
@@ -93,7 +90,7 @@ def nearest_blocks(
             new = np.rint(query @ geometry.captions(others)[0].T / step).astype(np.int64)
             place = np.broadcast_to(np.arange(tile.start, tile.stop), new.shape)
             scores, places = _best(np.hstack([scores, new]), np.hstack([places, place]), k)
-        yield part, places, scores * step
+        yield part, places, np.multiply(scores, step, dtype=np.float64)
 
 
 def _best(scores: Integers, places: Integers, k: int) -> tuple[Integers, Integers]:

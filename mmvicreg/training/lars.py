@@ -72,8 +72,8 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
             factors = _factors(gradients, weights, eta=group["eta"])
         momenta = [self._momentum(w) for w in weights]
-        for some in _blocks(weights, gradients, momenta):
-            _move_(*some, factors, momentum=group["momentum"], lr=group["lr"])
+        for block in _blocks(weights, gradients, momenta):
+            _move_(*block, factors=factors, momentum=group["momentum"], lr=group["lr"])
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -93,8 +93,8 @@ def _move_(
     weights: list[Tensor],
     gradients: list[Tensor],
     momenta: list[Tensor],
-    factors: list[Tensor] | None,
     *,
+    factors: list[Tensor] | None,
     momentum: float,
     lr: float,
 ) -> None:
@@ -105,23 +105,28 @@ def _move_(
     torch._foreach_add_(weights, momenta, alpha=-lr)
 
 
-def _blocks(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Parts of equally many tensors that :func:`_move_` takes at a time.
+Block = tuple[list[Tensor], list[Tensor], list[Tensor]]
+"""Weights, gradients and momenta."""
+
+
+def _blocks(*lists: *Block) -> Iterator[Block]:
+    """Parts of them that :func:`_move_` takes at a time.
 
     On a CPU a large tensor goes through it in blocks that stay in the cache from one operation to the next.
     """
     tensors = [some[0] for some in lists]
     size = BLOCK * torch.get_num_threads()
     if len(lists[0]) > 1 or tensors[0].device.type != "cpu" or tensors[0].numel() <= size:
-        yield [*lists]
+        yield lists
         return
-    order = sorted(range(tensors[0].ndim), key=lambda dim: -tensors[0].stride(dim))
+    strides = tensors[0].stride()
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
     laid_out = [tensor.permute(order) for tensor in tensors]  # as they lie in memory: channels last, say
     if not all(tensor.is_contiguous() for tensor in laid_out):
-        yield [*lists]
+        yield lists
         return
-    for parts in zip(*(tensor.view(-1).split(size) for tensor in laid_out), strict=True):
-        yield [[part] for part in parts]
+    for w, g, m in zip(*(torch.split(tensor.view(-1), size) for tensor in laid_out), strict=True):
+        yield [w], [g], [m]
 
 
 def _together(parameters: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -33,6 +33,7 @@ from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
 from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.compilation import compile_image_encoders
 from mmvicreg.training.distributed import (
     World,
     any_process,
@@ -299,6 +300,8 @@ class Trainer:
         if training.precision == "fp64":
             model.double()
         model.autocast = torch.bfloat16 if training.precision == "bf16" else None
+        if training.compile:
+            compile_image_encoders(model, device)
         if self._micro_batch is not None:
             share_state(model)  # nothing else does it without DistributedDataParallel
             for size in sorted({*self.data.batch_sizes}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,9 +97,14 @@ class SourceData:
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides which samples a step sees: of each source how many there are, and their names in order."""
-        found = {name: _fingerprint(samples) for name, samples in self.samples.items()}
+        found = dict(self._fingerprints)
         first = found.pop(FIRST)
         return {**first, "sources": found} if found else first
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Taken once: a million names are hashed, and every checkpoint asks."""
+        return {name: _fingerprint(samples) for name, samples in self.samples.items()}
 
     def check_same(self, before: Mapping[str, Any], path: Path) -> None:
         """Raise :class:`UserError` unless the samples are those that ``before`` is the fingerprint of."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tiny import tiny_bert
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -169,39 +170,6 @@ def test_gru_computes_in_float32_on_a_cpu_under_autocast() -> None:
             y = encoder(TextBatch(torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 1])))
         y.sum().backward()
     assert dtypes.products == {torch.float32}
-
-
-def tiny_bert(folder: Path) -> Path:
-    """A BERT of 2 layers with a 12-word vocabulary, in transformers' folder layout."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "a",
-        "red",
-        "blue",
-        "circle",
-        "square",
-        "above",
-        ".",
-    ]
-    # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
-    pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
-    marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=pieces._tokenizer, **{f"{name}_token": mark for name, mark in marks.items()}
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=12, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first"])

@@ -99,11 +99,22 @@ def test_a_missing_row_is_refused_with_the_recording_it_leaves_out(tmp_path: Pat
     left_out = str(rows[7]["filename"])
     for reader in (Esc50, Esc10):
         with pytest.raises(
-            UserError, match=rf"does not list 1 recordings .*{left_out}.*put the missing rows back"
+            UserError,
+            match=rf"does not list 1 recordings of its folds .*{left_out}.*put the missing rows back",
         ):
             reader(tmp_path)
-    (tmp_path / "audio" / left_out).rename(tmp_path / "audio" / f".{left_out}")
+    (tmp_path / "audio" / left_out).rename(tmp_path / "audio" / "elsewhere.wav")
     assert len(Esc50(tmp_path).samples("all")) == len(rows) - 1
+
+
+@pytest.mark.parametrize(("column", "value"), [("fold", 1), ("target", 7)])
+def test_a_whole_fold_or_class_may_be_left_out(tmp_path: Path, column: str, value: int) -> None:
+    """All but fold 1, for a search that is not to see it; a table of some classes over the whole folder."""
+    rows = layouts.esc_rows()
+    layouts.esc(tmp_path, rows)
+    chosen = [row for row in rows if row[column] != value]
+    layouts.write_csv(tmp_path / "meta" / "esc50.csv", chosen)
+    assert len(Esc50(tmp_path).samples("all")) == len(chosen) < len(rows)
 
 
 def test_the_card_names_its_licence() -> None:

@@ -21,8 +21,10 @@ from mmvicreg.branches.model import build_inputs
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe, load_recipe, recipe_path
 from mmvicreg.data import webdataset
+from mmvicreg.data.coco import Coco
 from mmvicreg.data.verify import verify
 from mmvicreg.data.webdataset import WebDataset, expand_braces, split_of
+from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.image import decode_image
 from mmvicreg.runs import open_run
@@ -240,6 +242,10 @@ def test_what_is_no_whole_tar_is_named(shards: Path, damage: str) -> None:
 
 
 def test_places_without_shards(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"looks like webdataset \(--dataset webdataset\)"):
+        Coco(shards)
+    with pytest.raises(UserError, match=r"needs --data-root DIR, the folder of your shards"):
+        open_dataset("webdataset")
     with pytest.raises(
         UserError, match=r"2 of the shards .* are not there: .*train-0003\.tar, .*train-0004\.tar"
     ):

@@ -203,8 +203,8 @@ def captioned(tmp_path_factory: pytest.TempPathFactory, tiny_shapes: Path) -> Ru
 
 def test_samples_without_a_class_are_named(tmp_path: Path, run: Run) -> None:
     from mmvicreg.errors import UserError
-    from mmvicreg.eval.labelled import labels
+    from mmvicreg.eval.tasks import labels_of
 
     data = run.dataset()
     with pytest.raises(UserError, match=r"1 samples of image-folder .* have no label, first 'lost'"):
-        labels([*data.samples("val"), Sample(id="lost")], data)
+        labels_of([*data.samples("val"), Sample(id="lost")], data)

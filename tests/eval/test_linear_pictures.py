@@ -15,7 +15,7 @@ from picture_runs import contents, mmvicreg, picture_run, write_pictures
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import linear_image
-from mmvicreg.eval.classification import is_imagenet, published_rows
+from mmvicreg.eval.classification import is_whole, published_rows
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import FINETUNE, LINEAR, Schedule, linear_schedule
@@ -206,7 +206,7 @@ def test_published_rows_stand_beside_imagenet_only(run: Run) -> None:
     few = {row["method"] for row in published_rows(1, {"top1": "top-1, 1 % of labels"})}
     assert "VICReg" in few
     assert "MoCo" not in few  # it has no such number
-    assert not is_imagenet(labelled_data(run, DataOptions()))
+    assert not is_whole(labelled_data(run, DataOptions()))
 
     class Whole:
         name, classes = "imagenet", tuple(map(str, range(1000)))
@@ -214,7 +214,8 @@ def test_published_rows_stand_beside_imagenet_only(run: Run) -> None:
     train, test = range(1_281_167), range(50_000)
     empty = np.zeros(0, np.int64)
     whole = Labelled(Whole(), True, "train", "val", train, empty, test, empty)  # type: ignore[arg-type]
-    assert is_imagenet(whole)
+    assert is_whole(whole)
+    assert {row["method"] for row in linear_image._published(whole)} >= {"VICReg", "Supervised"}
     part = Labelled(Whole(), True, "train", "val", range(9), empty, test, empty)  # type: ignore[arg-type]
-    assert not is_imagenet(part)
-    assert is_imagenet(part, whole=False)
+    assert not is_whole(part)
+    assert linear_image._published(part) == []

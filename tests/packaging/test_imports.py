@@ -28,7 +28,7 @@ def imported_packages(*command: str) -> tuple[set[str], str]:
     return {module.partition(".")[0] for module in modules}, done.stdout
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("data",), ("bench",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("eval",), ("data",), ("export",), ("bench",)])
 def test_help_imports_none_of_the_heavy_packages(command: tuple[str, ...]) -> None:
     packages, printed = imported_packages(*command, "--help")
     assert "Usage" in printed

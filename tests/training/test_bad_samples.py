@@ -187,6 +187,7 @@ def test_retrieval_leaves_them_out_of_queries_and_gallery(
         assert clean[way] == report[way]
 
 
+@pytest.mark.slow
 def test_two_processes_leave_out_the_same(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

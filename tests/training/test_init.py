@@ -14,7 +14,7 @@ from tiny import as_flags, tiny_recipe, untrained_run
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe, SeenConfig
 from mmvicreg.errors import UserError
-from mmvicreg.eval import linear
+from mmvicreg.eval import tasks
 from mmvicreg.runs import Run, open_run
 from mmvicreg.training.launch import Launch, train
 
@@ -99,9 +99,9 @@ def test_a_branch_starts_from_a_file_and_from_a_checkpoint(
     # fold 1 was held out here, and pretrained on by the weights it started from
     data = run.dataset()
     assert run.recipe.dataset.fold == 1
-    assert linear._saw(run, data, 1)
-    assert linear._saw(sounds, data, 1)
-    assert not linear._saw(sounds, data, 2)
+    assert tasks.saw(run, data, 1)
+    assert tasks.saw(sounds, data, 1)
+    assert not tasks.saw(sounds, data, 2)
     # a run that starts from this one knows all of that
     again = tiny_recipe("wave-mel", tiny_tones, "training.epochs=1", f"branches.wave.init={run.path}")
     init = start(tmp_path / "again", again).recipe.branches["wave"].init
