@@ -266,8 +266,8 @@ def test_what_is_not_finite_is_found_in_the_whole_batch() -> None:
     model = toy_model(toy_recipe())
     embed = model.embed
 
-    def poisoned(batch: Any) -> Any:
-        embeddings, representations = embed(batch)
+    def poisoned(batch: Any, *source: str) -> Any:
+        embeddings, representations = embed(batch, *source)
         embeddings["mean"][(batch.index == 3) | (batch.index == 9)] = torch.nan
         return embeddings, representations
 

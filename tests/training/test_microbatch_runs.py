@@ -108,8 +108,8 @@ def test_nan_in_an_embedding_names_the_samples_and_keeps_the_checkpoint(
     trainer = start(tmp_path / "run", recipe)
     embed = trainer.model.embed
 
-    def poisoned(batch: Any) -> Any:
-        embeddings, representations = embed(batch)
+    def poisoned(batch: Any, *source: str) -> Any:
+        embeddings, representations = embed(batch, *source)
         if trainer.step == 7:
             embeddings["text"][batch.index == order[9]] = torch.inf
         return embeddings, representations
