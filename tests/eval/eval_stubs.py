@@ -55,8 +55,9 @@ class StubRun(Run):
     def model(self, *, untrained: bool = False, device: str | None = None) -> Any:
         return "untrained" if untrained else "trained"
 
-    def dataset(self, *, root: Path | None = None) -> Any:
-        return self.data
+    def dataset(self, *, name: str | None = None, root: Path | None = None) -> Any:
+        own = name in {None, self.recipe.dataset.name}
+        return self.data if own else super().dataset(name=name, root=root)
 
 
 class StubEncode:
