@@ -293,7 +293,7 @@ class MonitorConfig(Strict):
     """When a branch counts as collapsed (see mmvicreg.training.monitor)."""
 
     dead_std: Annotated[float, Field(ge=0)] = 0.01
-    """A dimension whose standard deviation is below this is dead."""
+    """A dimension whose standard deviation is below this is dead; collapsed: so is their average."""
     max_dead: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Collapsed: a larger part of the embedding than this is dead."""
     min_rank: Annotated[float, Field(ge=0)] = 2.0

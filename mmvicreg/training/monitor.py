@@ -112,6 +112,8 @@ class CollapseMonitor:
                 f"{100 * figures.dead:.0f} % of its dimensions have a standard deviation below "
                 f"{self.config.dead_std:g}"
             )
+        if figures.std < self.config.dead_std:
+            return f"the standard deviation of its dimensions is {figures.std:.2g} on average"
         if figures.effective_rank < self.config.min_rank:
             return f"its effective rank is {figures.effective_rank:.2f}"
         return None

@@ -19,6 +19,11 @@ def constant() -> torch.Tensor:
     return torch.ones(64, 32) + 1e-4 * torch.randn(64, 32)
 
 
+def shrinking() -> torch.Tensor:
+    """An eighth of the dimensions above 0.01 still, as an invariance term alone leaves them on its way to nothing."""
+    return torch.randn(64, 32) * torch.tensor([0.02] * 4 + [0.006] * 28)
+
+
 def one_dimensional() -> torch.Tensor:
     return torch.randn(64, 1) @ torch.randn(1, 32)
 
@@ -30,7 +35,12 @@ def test_healthy_embeddings_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("embedding", "reason"), [(constant, "100 % of its dimensions"), (one_dimensional, "rank is 1.0")]
+    ("embedding", "reason"),
+    [
+        (constant, "100 % of its dimensions"),
+        (shrinking, "deviation of its dimensions is 0.00"),
+        (one_dimensional, "rank is 1.0"),
+    ],
 )
 def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reason: str) -> None:
     monitor = CollapseMonitor(CONFIG)
