@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,9 +55,9 @@ class ListedPictures(Reader):
         self.notes = (*self.notes, *self.card.lacking(split, len(names)))
         return Pictures(self.root, (f"{base}/{name}" if base else name for name in names), labels)
 
+    @abstractmethod
     def _read(self, path: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
         """Names of the pictures, their classes as numbers, and the names of all classes."""
-        raise NotImplementedError
 
 
 class Places205(ListedPictures):

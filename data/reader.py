@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -22,7 +23,7 @@ SHOWN = 3
 """How many of many wrong things a message names before it counts the rest."""
 
 
-class Reader:
+class Reader(ABC):
     """A data set in a folder. Subclasses set ``card`` and fill in ``_find`` and ``_load``.
 
     Args:
@@ -49,13 +50,13 @@ class Reader:
     def _check_root(self) -> None:
         check_folder(self.root, self.card)
 
+    @abstractmethod
     def _find(self) -> tuple[str, ...]:
         """Look at the layout; return the names of the splits present."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _load(self, split: str) -> Sequence[Sample]:
         """Parse one split, files checked."""
-        raise NotImplementedError
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits present."""

@@ -11,6 +11,7 @@ from mmvicreg.eval.labelled import Labelled, image_branches
 from mmvicreg.eval.output import Report, console, number, origin
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
+from mmvicreg.eval.tasks import saw_split
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet
 from mmvicreg.training.distributed import World
@@ -40,7 +41,7 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
         "train": len(found.train),
         "test": len(found.test),
         "chance": chance_level(found.train_labels, found.test_labels, classes=found.classes),
-        "seen_in_pretraining": seen(run, found.split, found.data.name),
+        "seen_in_pretraining": saw_split(run, found.data.name, found.split),
         **origin(run, command),
     }
 
@@ -49,21 +50,6 @@ def announce(world: World, data: DataSet) -> None:
     """Say once what a data set wants said of itself (what was held out, what is missing)."""
     for note in data.notes if world.is_main else ():
         say(note)
-
-
-def seen(run: Run, split: str, dataset: str) -> bool:
-    """Whether pretraining saw pictures of this split of one of the run's data sets (never their classes)."""
-    parts = set(split.split("+"))
-    for settings in run.recipe.trained_on:
-        if settings.name != dataset:
-            continue
-        trained = set(settings.train_split.split("+"))
-        if split.startswith("fold"):
-            if parts != {f"fold{settings.fold}"}:
-                return True
-        elif "all" in parts | trained or parts & trained:
-            return True
-    return False
 
 
 def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:

@@ -28,6 +28,7 @@ from mmvicreg.inputs.base import Input, Item
 from mmvicreg.inputs.image import ImageInput
 from mmvicreg.metrics import class_credit
 from mmvicreg.progress import progress_bar
+from mmvicreg.runs import Run
 from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import epoch_order, seed_weights, view_rng
 from mmvicreg.training.distributed import World, average_gradients, exchange_rows, shares
@@ -122,6 +123,33 @@ class Learner:
         """Class scores ``(n, classes)`` float32 on the CPU."""
         self.branch.eval()
         return self.head(self.branch.represent(item)).float().cpu()  # type: ignore[no-any-return]
+
+
+def train_run(
+    world: World,
+    run: Run,
+    branch: str,
+    found: Labelled,
+    schedule: Schedule,
+    *,
+    initial_too: bool,
+    tops: tuple[int, ...],
+    reading: Reading,
+) -> list[Tested]:
+    """Train on a branch of a run as it is and, with ``initial_too``, on its initial weights, on the same batches.
+
+    Raises:
+        UserError: as :func:`train_classifiers`.
+    """
+    models = [
+        run.model(untrained=initial, device=world.device.type) for initial in (False, True)[: 1 + initial_too]
+    ]
+    learners = [
+        Learner(model.branch(branch), found.classes, schedule, device=world.device, seed=reading.seed)
+        for model in models
+    ]
+    source = models[0].inputs[run.recipe.branches[branch].input]
+    return train_classifiers(world, learners, source, found, schedule, tops=tops, reading=reading)
 
 
 def train_classifiers(

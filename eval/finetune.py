@@ -21,7 +21,7 @@ from mmvicreg.eval.classification import (
     show,
     tops,
 )
-from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
+from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.schedules import FINETUNE, Schedule
@@ -139,30 +139,18 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         train=[whole.train[int(row)] for row in choice.rows],
         train_labels=whole.train_labels[choice.rows],
     )
-    models = {"fine-tuned": run.model(device=world.device.type)}
-    if settings.baseline:
-        models["from scratch"] = run.model(untrained=True, device=world.device.type)
-    learners = [
-        Learner(
-            model.branch(settings.branch),
-            found.classes,
-            settings.schedule,
-            device=world.device,
-            seed=settings.reading.seed,
-        )
-        for model in models.values()
-    ]
-    source = models["fine-tuned"].inputs[run.recipe.branches[settings.branch].input]
-    tested = train_classifiers(
+    tested = train_run(
         world,
-        learners,
-        source,
+        run,
+        settings.branch,
         found,
         settings.schedule,
+        initial_too=settings.baseline,
         tops=tops(found.classes),
         reading=settings.reading,
     )
-    results = {name: asdict(result) for name, result in zip(models, tested, strict=True)}
+    # the second is there with a baseline alone
+    results = {name: asdict(one) for name, one in zip(("fine-tuned", "from scratch"), tested, strict=False)}
     report: Report = {
         **results["fine-tuned"],
         **{f"from_scratch_{name}": value for name, value in results.get("from scratch", {}).items()},

@@ -22,7 +22,7 @@ from mmvicreg.eval.classification import (
     show,
     tops,
 )
-from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
+from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
@@ -155,30 +155,18 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
 
 
 def _whole(world: World, run: Run, found: Labelled, settings: Settings) -> dict[str, Report]:
-    models = {"trained": run.model(device=world.device.type)}
-    if settings.baseline:
-        models["untrained"] = run.model(untrained=True, device=world.device.type)
-    learners = [
-        Learner(
-            model.branch(settings.branch),
-            found.classes,
-            settings.schedule,
-            device=world.device,
-            seed=settings.reading.seed,
-        )
-        for model in models.values()
-    ]
-    source = models["trained"].inputs[run.recipe.branches[settings.branch].input]
-    tested = train_classifiers(
+    tested = train_run(
         world,
-        learners,
-        source,
+        run,
+        settings.branch,
         found,
         settings.schedule,
+        initial_too=settings.baseline,
         tops=tops(found.classes),
         reading=settings.reading,
     )
-    return {name: asdict(result) for name, result in zip(models, tested, strict=True)}
+    # the second is there with a baseline alone
+    return {name: asdict(one) for name, one in zip(("trained", "untrained"), tested, strict=False)}
 
 
 def _quick(world: World, run: Run, found: Labelled, settings: Settings) -> dict[str, Report]:

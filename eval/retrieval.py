@@ -31,7 +31,7 @@ from mmvicreg.eval.ranking import (
     count_ranks,
 )
 from mmvicreg.eval.retrieval_report import RECALLS, published_rows, show
-from mmvicreg.eval.tasks import related
+from mmvicreg.eval.tasks import saw_split
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
@@ -227,7 +227,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "captions": len(encoded[texts[0]].owner) if texts else None,
         "captions_per_image": _captions_per_image(samples) if texts else None,
         "pretrained_on": _pretrained_on(run, data if own_data else None),
-        "seen_in_pretraining": _seen(run, data.name, split),
+        "seen_in_pretraining": saw_split(run, data.name, split),
         "space": judged.space,
         "similarity": judged.similarity,
         "published": rows,
@@ -394,18 +394,3 @@ def _pretrained_on(run: Run, data: DataSet | None) -> str:
             f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
         )
     return " and ".join([first, *(f"{other.name} {other.train_split}" for other in others)])
-
-
-def _seen(run: Run, dataset: str, split: str) -> bool:
-    """Whether pretraining saw samples of this split, of a data set of the run or one that shares its samples."""
-    parts = set(split.split("+"))
-    for settings in run.recipe.trained_on:
-        if not related(dataset, settings.name):
-            continue
-        trained = set(settings.train_split.split("+"))
-        if split.startswith("fold"):
-            if parts != {f"fold{settings.fold}"}:
-                return True
-        elif "all" in parts | trained or parts & trained:
-            return True
-    return False

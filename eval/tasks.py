@@ -82,6 +82,21 @@ def saw(run: Run, data: DataSet, fold: int) -> bool:
     return any(related(data.name, name) and held_out != fold for name, held_out in trained_on)
 
 
+def saw_split(run: Run, dataset: str, split: str) -> bool:
+    """Whether pretraining saw samples of this split, of a data set of the run or one that shares its samples."""
+    parts = set(split.split("+"))
+    for settings in run.recipe.trained_on:
+        if not related(dataset, settings.name):
+            continue
+        trained = set(settings.train_split.split("+"))
+        if split.startswith("fold"):
+            if parts != {f"fold{settings.fold}"}:
+                return True
+        elif "all" in parts | trained or parts & trained:
+            return True
+    return False
+
+
 def related(name: str, other: str) -> bool:
     """Whether two data sets share samples, fold for fold: the same one, or one a part of the other."""
     return name == other or any(
