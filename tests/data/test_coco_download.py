@@ -80,9 +80,13 @@ def mistake(*words: str | Path) -> str:
 
 
 def test_real_photographs_from_download_to_retrieval(
-    unpacked: Callable[[str], Path], serve: Callable[[Path], str], tmp_path: Path
+    unpacked: Callable[[str], Path],
+    serve: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """coco-mini goes the whole way, and is never taken for COCO proper."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100_000_000_000))  # COCO's room
     pack(unpacked("coco-mini"), tmp_path / "served", "2017")
     root, url = tmp_path / "coco", serve(tmp_path / "served")
     download = ("data", "download", "coco", "--layout", "2017", "--mirror", url, "--data-root", root)

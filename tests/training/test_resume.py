@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_run_of_another_recipe_is_not_resumed(tiny_shapes: Path, uninterrupted
         text=True,
     )
     assert done.returncode == 2
-    assert "optimizer.lr: 0.001 -> 0.5" in done.stderr
+    assert re.search(r"optimizer\.lr: \S+ -> 0\.5", done.stderr)
     assert "Traceback" not in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*")}
 

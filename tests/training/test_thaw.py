@@ -25,6 +25,7 @@ def test_after_the_thaw_weights_move_and_frozen_statistics_do_not(
         "branches.image.freeze=encoder",
         "branches.image.freeze_epochs=1",
         f"branches.image.thaw_to={thaw_to}",
+        "optimizer.lr=1e-3",
         "schedule={name: step, milestones: [1], gamma: 0.1}",
         "training.batch_size=40",
     )
