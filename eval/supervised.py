@@ -20,7 +20,7 @@ import torch
 from rich.table import Table as RichTable
 
 import mmvicreg
-from mmvicreg.config import Recipe, dump_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
@@ -29,6 +29,7 @@ from mmvicreg.eval.probe import TOP5_CLASSES, Task, chance_level
 from mmvicreg.eval.supervised_training import fit, supervised_recipe
 from mmvicreg.eval.tasks import labels_of, tasks_of
 from mmvicreg.metrics import top_k_accuracy
+from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.training.checkpoint import save_checkpoint

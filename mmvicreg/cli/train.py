@@ -100,7 +100,7 @@ def train(
     else:
         resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
     if print_config:
-        from mmvicreg.config import dump_recipe
+        from mmvicreg.recipes import dump_recipe
 
         typer.echo(dump_recipe(resolved), nl=False)
         return
@@ -136,7 +136,8 @@ def _recipe(
 ) -> Recipe:
     """The recipe that the flags ask for."""
     from mmvicreg import registry
-    from mmvicreg.config import check_pair, load_recipe, recipe_path
+    from mmvicreg.config import check_pair
+    from mmvicreg.recipes import load_recipe, recipe_path
 
     if pair is None:
         if resume:

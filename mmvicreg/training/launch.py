@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
-from mmvicreg.config import DatasetConfig, Recipe, differences, dump_recipe
+from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import differences, dump_recipe
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
