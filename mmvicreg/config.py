@@ -82,6 +82,8 @@ class SeenConfig(Strict):
     dataset: str
     fold: int | Literal["none"]
     """Which fold was held out, for data in folds."""
+    split: str = "train"
+    """Which split was trained on, for data in splits."""
 
 
 class InitConfig(Strict):
