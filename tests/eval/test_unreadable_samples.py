@@ -129,6 +129,23 @@ def test_protocols_of_pictures_do_without_them(
         assert [Path(one.file).name for one in listed] == ["train1-2.png", "val2-0.png"]
 
 
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them meets a picture that the other does not."""
+    monkeypatch.setattr("mmvicreg.training.processes.check_devices", lambda *_: None)  # one core will do
+    root = write_pictures(tmp_path / "data", train=4, val=3)
+    run = picture_run(tmp_path / "run", root, "evaluation.batch_size=8")
+    for name in ("train/c00/train0-1.png", "val/c02/val2-2.png"):
+        truncate(root / name)
+    alone, both = (
+        knn.run(run, k=(3,), device="cpu", baseline=False, on_bad_sample="skip", devices=devices)
+        for devices in (1, 2)
+    )
+    assert both == alone
+    assert (alone["train"], alone["test"], alone["skipped"]) == (11, 8, 2)
+    assert len(read_skipped(Path(alone["skipped_list"]))) == 2
+
+
 def test_a_split_of_which_nothing_is_left_is_refused(pictures: tuple[Run, Path]) -> None:
     run, root = pictures
     for picture in (root / "val").rglob("*.png"):
