@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, console, number, origin
+from mmvicreg.eval.output import Report, console, number, origin, say_skipped
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.eval.tasks import saw_split
@@ -42,6 +42,8 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
         "test": len(found.test),
         "chance": chance_level(found.train_labels, found.test_labels, classes=found.classes),
         "seen_in_pretraining": saw_split(run, found.data.name, found.split),
+        "skipped": 0,
+        **found.left_out,
         **origin(run, command),
     }
 
@@ -104,6 +106,7 @@ def show(
     """
     out = console()
     out.print(title, style="bold", soft_wrap=True)
+    say_skipped(report)
     table = RichTable()
     table.add_column(report["branch"], no_wrap=True)
     for heading in columns.values():

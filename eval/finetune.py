@@ -24,9 +24,11 @@ from mmvicreg.eval.classification import (
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
 from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels
 from mmvicreg.runs import Run
+from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 
@@ -76,6 +78,7 @@ def run(
     dataset: str | None = None,
     split: str | None = None,
     train_split: str | None = None,
+    on_bad_sample: OnBadSample = "error",
     baseline: bool = False,
     devices: int = 1,
     device: str = "auto",
@@ -97,6 +100,8 @@ def run(
         dataset: another data set with classes than the run's own, by name.
         split: what is tested on; None: ``test`` where there is one, else ``val``.
         train_split: what is trained on; None: what the run was trained on, else ``train``.
+        on_bad_sample: ``error`` stops at a picture that cannot be read; ``skip`` reads all of them once before, leaves
+            such out and lists them in the run folder, ``eval/skipped-<data set>-finetune.jsonl``.
         baseline: also train the run's own initial weights, on the same batches: supervised from scratch.
         devices: processes on this machine that share the work.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -123,7 +128,7 @@ def run(
         schedule,
         baseline,
         Reading(seed, workers, run.recipe.evaluation.batch_size),
-        DataOptions(data_root, dataset, split, train_split),
+        DataOptions(data_root, dataset, split, train_split, on_bad_sample),
     )
     return on_processes(devices, device, _judge, run, settings)
 
@@ -139,6 +144,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         train=[whole.train[int(row)] for row in choice.rows],
         train_labels=whole.train_labels[choice.rows],
     )
+    if settings.where.on_bad_sample == "skip":
+        found = readable(world, run, settings.branch, found, protocol="finetune")
     tested = train_run(
         world,
         run,

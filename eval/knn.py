@@ -18,9 +18,11 @@ from mmvicreg.eval.classification import about, announce, is_whole, published_ro
 from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.readable import readable
 from mmvicreg.metrics import neighbour_credit
 from mmvicreg.metrics.neighbours import Weighting, check_votes
 from mmvicreg.runs import Run
+from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World, exchange_rows, shares
 from mmvicreg.training.processes import on_processes
 
@@ -60,6 +62,7 @@ def run(
     dataset: str | None = None,
     split: str | None = None,
     train_split: str | None = None,
+    on_bad_sample: OnBadSample = "error",
     baseline: bool = True,
     devices: int = 1,
     device: str = "auto",
@@ -77,6 +80,8 @@ def run(
         dataset: another data set with classes than the run's own, by name.
         split: what is tested on; None: ``test`` where there is one, else ``val``.
         train_split: what the neighbours are of; None: what the run was trained on, else ``train``.
+        on_bad_sample: ``error`` stops at a picture that cannot be read; ``skip`` reads all of them once before, leaves
+            such out and lists them in the run folder, ``eval/skipped-<data set>-knn.jsonl``.
         baseline: also judge the run's own initial weights.
         devices: processes on this machine that share the work; the result is the same for any number.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -97,7 +102,7 @@ def run(
         weighting,
         space,
         baseline,
-        DataOptions(data_root, dataset, split, train_split),
+        DataOptions(data_root, dataset, split, train_split, on_bad_sample),
     )
     return on_processes(devices, device, _judge, run, settings)
 
@@ -106,6 +111,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    if settings.where.on_bad_sample == "skip":
+        found = readable(world, run, settings.branch, found, protocol="knn")
     if max(settings.k, default=0) > len(found.train):  # before anything is encoded
         raise UserError(
             f"{max(settings.k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} training "

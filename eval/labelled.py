@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmvicreg.eval.tasks import labels_of
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.skipped import OnBadSample
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,12 +29,14 @@ class DataOptions:
         dataset: another data set than the run's own, by name.
         split: what is tested on.
         train_split: what is trained on.
+        on_bad_sample: ``error``, or ``skip``: leave out what cannot be read (:mod:`mmvicreg.eval.readable`).
     """
 
     root: Path | None = None
     dataset: str | None = None
     split: str | None = None
     train_split: str | None = None
+    on_bad_sample: OnBadSample = "error"
 
     def flags(self) -> dict[str, object]:
         """As flags of the command line."""
@@ -42,6 +45,7 @@ class DataOptions:
             "data-root": self.root,
             "split": self.split,
             "train-split": self.train_split,
+            "on-bad-sample": None if self.on_bad_sample == "error" else self.on_bad_sample,
         }
 
 
@@ -58,6 +62,7 @@ class Labelled:
         train_labels: ``(n,)`` class indices.
         test: test samples.
         test_labels: ``(k,)``.
+        left_out: what a report says of samples that could not be read and are not among these.
     """
 
     data: DataSet
@@ -68,6 +73,7 @@ class Labelled:
     train_labels: Integers
     test: Sequence[Sample]
     test_labels: Integers
+    left_out: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:

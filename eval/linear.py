@@ -30,9 +30,11 @@ from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
+from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.training.log import say
 
 Features = Mapping[str, npt.NDArray[np.float32]]
@@ -47,6 +49,7 @@ def run(
     fold: int | None = None,
     compare: Sequence[Path] = (),
     supervised: bool = False,
+    on_bad_sample: OnBadSample = "error",
 ) -> Report:
     """Probe every branch of a run that is not text, and all of them side by side, concatenated.
 
@@ -61,11 +64,14 @@ def run(
             turn for a run that held out none.
         compare: folders of other runs of the same data and folds, to be probed too.
         supervised: train the supervised baseline where it is not there yet; what is there is shown in any case.
+        on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` reads all of them once before, leaves
+            such out of every method's training and test samples, and lists them in the run folder,
+            ``eval/skipped-<data set>-linear.jsonl``.
 
     Returns:
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
         ``branch`` (the last), ``chance``, ``transductive``, ``classes``, ``train`` (samples per probe),
-        ``test`` (samples over all probes), and the same per branch under ``branches``; every method's
+        ``test`` (samples over all probes), ``skipped``, and the same per branch under ``branches``; every method's
         branches under ``methods``.
 
     Raises:
@@ -79,23 +85,40 @@ def run(
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
+    skipped: list[Skipped] = []
+    if on_bad_sample == "skip":
+        samples, _ = tasks_of(members[0], data, own=own, fold=fold)
+        skipped = find_skipped(members[0], _branches(members[0]), samples)
+        data = without(data, skipped)
     labelled = None
     if own and fold in (None, members[0].recipe.dataset.fold):
-        labelled = _supervised(path, members, data, data_root=data_root, train=supervised)
+        labelled = _supervised(
+            path, members, data, data_root=data_root, train=supervised, on_bad_sample=on_bad_sample
+        )
     elif supervised:
         raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
         found = _judge(member, data, own=own, fold=number or fold)
         if by_fold:
-            command = _command(member.path, data_root=data_root, dataset=dataset, fold=number)
+            command = _command(
+                member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
+            )
             report = summarise(found, data, [member], path=member.path, command=command)
+            report |= list_skipped(member.path, data, "linear", skipped)
             write_report(member.path / "eval" / _file(data, own=own), report)
         outcomes += found
     command = _command(
-        path, data_root=data_root, dataset=dataset, fold=fold, compare=compare, supervised=supervised
+        path,
+        data_root=data_root,
+        dataset=dataset,
+        fold=fold,
+        on_bad_sample=on_bad_sample,
+        compare=compare,
+        supervised=supervised,
     )
     report = summarise(outcomes, data, members, path=path, command=command)
+    report |= list_skipped(path, data, "linear", skipped)
     for rival in rivals:
         found = [
             outcome
@@ -122,11 +145,19 @@ def _opened(run: Run | Path, fold: int | None) -> tuple[Path, dict[int | None, R
 
 
 def _supervised(
-    path: Path, runs: Sequence[Run], data: DataSet, *, data_root: Path | None, train: bool
+    path: Path,
+    runs: Sequence[Run],
+    data: DataSet,
+    *,
+    data_root: Path | None,
+    train: bool,
+    on_bad_sample: OnBadSample,
 ) -> Report | None:
     """The supervised baseline's part of the report, where it is there or is to be trained."""
     if train:
-        results: Sequence[Report | None] = baseline.obtain(runs, data, data_root=data_root)
+        results: Sequence[Report | None] = baseline.obtain(
+            runs, data, data_root=data_root, on_bad_sample=on_bad_sample
+        )
     else:
         results = baseline.supervised_results(runs, data)
     done = [result for result in results if result is not None]
@@ -152,11 +183,7 @@ def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[Dat
 
 
 def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: bool = True) -> list[Outcome]:
-    branches = [name for name, config in run.recipe.branches.items() if config.input != "text"]
-    if not branches:
-        raise UserError(
-            f"the run {run.path} has only text branches; the linear protocol has nothing to probe"
-        )
+    branches = _branches(run)
     samples, tasks = tasks_of(run, data, own=own, fold=fold)
     labels = labels_of(samples, data)
     trained = _features(run, branches, samples, untrained=False)
@@ -184,6 +211,16 @@ def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: b
         )
         for task in tasks
     ]
+
+
+def _branches(run: Run) -> list[str]:
+    """Names of a run's branches that have one representation a sample."""
+    branches = [name for name, config in run.recipe.branches.items() if config.input != "text"]
+    if not branches:
+        raise UserError(
+            f"the run {run.path} has only text branches; the linear protocol has nothing to probe"
+        )
+    return branches
 
 
 def _features(run: Run, branches: Sequence[str], samples: Sequence[Sample], *, untrained: bool) -> Features:
@@ -215,9 +252,12 @@ def _command(
     data_root: Path | None,
     dataset: str | None,
     fold: int | None,
+    on_bad_sample: OnBadSample,
     compare: Sequence[Path] = (),
     supervised: bool = False,
 ) -> str:
-    command = command_line("linear", path, {"fold": fold, "data-root": data_root, "dataset": dataset})
+    options: dict[str, object] = {"fold": fold, "data-root": data_root, "dataset": dataset}
+    options |= {"on-bad-sample": None if on_bad_sample == "error" else on_bad_sample}
+    command = command_line("linear", path, options)
     others = [word for other in compare for word in ("--compare", str(other))]
     return shlex.join([*shlex.split(command), *others, *(["--supervised"] if supervised else [])])

@@ -26,8 +26,10 @@ from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
 from mmvicreg.runs import Run
+from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 
@@ -79,6 +81,7 @@ def run(
     dataset: str | None = None,
     split: str | None = None,
     train_split: str | None = None,
+    on_bad_sample: OnBadSample = "error",
     baseline: bool = True,
     devices: int = 1,
     device: str = "auto",
@@ -102,6 +105,8 @@ def run(
         dataset: another data set with classes than the run's own, by name.
         split: what is tested on; None: ``test`` where there is one, else ``val``.
         train_split: what is trained on; None: what the run was trained on, else ``train``.
+        on_bad_sample: ``error`` stops at a picture that cannot be read; ``skip`` reads all of them once before, leaves
+            such out and lists them in the run folder, ``eval/skipped-<data set>-linear.jsonl``.
         baseline: also train on the run's own initial weights, on the same batches.
         devices: processes on this machine that share the work.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -128,7 +133,7 @@ def run(
         chosen,
         baseline,
         Reading(seed, workers, run.recipe.evaluation.batch_size),
-        DataOptions(data_root, dataset, split, train_split),
+        DataOptions(data_root, dataset, split, train_split, on_bad_sample),
     )
     return on_processes(devices, device, _judge, run, settings)
 
@@ -137,6 +142,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    if settings.where.on_bad_sample == "skip":
+        found = readable(world, run, settings.branch, found, protocol="linear")
     results = (_quick if settings.quick else _whole)(world, run, found, settings)
     report: Report = {
         **results["trained"],

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmvicreg.config import differences
 from mmvicreg.errors import UserError
 from mmvicreg.eval.fold_runs import fold_runs, one_of
+from mmvicreg.recipes import differences
 from mmvicreg.runs import Run, open_run
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from mmvicreg.eval.output import Report, console, number, spread
+from mmvicreg.eval.output import Report, console, number, say_skipped, spread
 
 
 def show(report: Report, file: Path) -> None:
@@ -22,6 +22,7 @@ def show(report: Report, file: Path) -> None:
         style="bold",
         soft_wrap=True,
     )
+    say_skipped(report)
     table, has_top5 = RichTable(), report["top5"] is not None
     for column in ("method", "frozen representation"):
         table.add_column(column, no_wrap=True)

@@ -70,6 +70,17 @@ def origin(run: Run, command: str) -> Report:
     }
 
 
+def say_skipped(report: Report) -> None:
+    """Print how many samples a report is without, where it is without any."""
+    if report.get("skipped"):
+        console().print(
+            f"{report['skipped']:,} samples could not be read and are in neither training nor test samples: "
+            f"{report['skipped_list']} lists them.",
+            style="bold",
+            soft_wrap=True,
+        )
+
+
 def write_report(path: Path, report: Report) -> None:
     """Write JSON whole or not at all (see :func:`write_file`)."""
     write_file(path, [json.dumps(report, indent=2, allow_nan=False) + "\n"])

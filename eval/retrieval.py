@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.config import EdgeConfig, EvaluationConfig
-from mmvicreg.datasets import in_folds
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
@@ -30,7 +29,7 @@ from mmvicreg.eval.ranking import (
     choose_search,
     count_ranks,
 )
-from mmvicreg.eval.retrieval_report import RECALLS, published_rows, show
+from mmvicreg.eval.retrieval_report import RECALLS, captions_per_image, pretrained_on, published_rows, show
 from mmvicreg.eval.tasks import saw_split
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
@@ -225,8 +224,8 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "samples": len(samples),
         "skipped": len(skipped),
         "captions": len(encoded[texts[0]].owner) if texts else None,
-        "captions_per_image": _captions_per_image(samples) if texts else None,
-        "pretrained_on": _pretrained_on(run, data if own_data else None),
+        "captions_per_image": captions_per_image(samples, most=CAPTIONS) if texts else None,
+        "pretrained_on": pretrained_on(run, data if own_data else None),
         "seen_in_pretraining": saw_split(run, data.name, split),
         "space": judged.space,
         "similarity": judged.similarity,
@@ -371,26 +370,3 @@ def _judge(
 
 def _finite(value: np.floating) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _captions_per_image(samples: Sequence[Sample]) -> str:
-    """How many captions of each picture were used, in words."""
-    used = sorted({min(len(sample.captions), CAPTIONS) for sample in samples})
-    if len(used) > 1:
-        return f"{used[0]} to {used[-1]} of each, the first {CAPTIONS} at most"
-    more = any(len(sample.captions) > CAPTIONS for sample in samples)
-    return f"the first {used[0]} of each" if more else f"{used[0]} of each"
-
-
-def _pretrained_on(run: Run, data: DataSet | None) -> str:
-    """What a run saw, in words; ``data`` is its first data set, where that is at hand."""
-    settings, *others = run.recipe.trained_on
-    if data is None:
-        first = settings.name
-    elif not in_folds(data):
-        first = f"{settings.name} {settings.train_split}"
-    else:
-        first = (
-            f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
-        )
-    return " and ".join([first, *(f"{other.name} {other.train_split}" for other in others)])

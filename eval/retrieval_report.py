@@ -7,9 +7,11 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
+from mmvicreg.datasets import in_folds
 from mmvicreg.eval.output import Report, console, number
 from mmvicreg.eval.published import published
-from mmvicreg.samples import DataSet
+from mmvicreg.runs import Run
+from mmvicreg.samples import DataSet, Sample
 
 RECALLS = (1, 5, 10)
 
@@ -72,7 +74,10 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
         if "search" in report[name]:
             out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
     if report["seen_in_pretraining"]:
-        out.print("The run was pretrained on samples of this split: this measures memory.", soft_wrap=True)
+        out.print(
+            "The run, or weights it started from, was pretrained on samples of this split: this measures memory.",
+            soft_wrap=True,
+        )
     if report["published"]:
         out.print(
             "Paper: Table 3 with its two directions put right; in print they stand under each other's "
@@ -101,3 +106,26 @@ def published_rows(data: DataSet, split: str, images: int, protocol: str) -> lis
         return []
     table = published(3)
     return [{"method": row.method, **dict(zip(table.columns, row.values, strict=True))} for row in table.rows]
+
+
+def captions_per_image(samples: Sequence[Sample], *, most: int) -> str:
+    """How many captions of each picture were used, at most the first ``most``, in words."""
+    used = sorted({min(len(sample.captions), most) for sample in samples})
+    if len(used) > 1:
+        return f"{used[0]} to {used[-1]} of each, the first {most} at most"
+    more = any(len(sample.captions) > most for sample in samples)
+    return f"the first {used[0]} of each" if more else f"{used[0]} of each"
+
+
+def pretrained_on(run: Run, data: DataSet | None) -> str:
+    """What a run saw, in words; ``data`` is its first data set, where that is at hand."""
+    settings, *others = run.recipe.trained_on
+    if data is None:
+        first = settings.name
+    elif not in_folds(data):
+        first = f"{settings.name} {settings.train_split}"
+    else:
+        first = (
+            f"{settings.name}, {'all folds' if settings.fold == 'none' else f'all folds but {settings.fold}'}"
+        )
+    return " and ".join([first, *(f"{other.name} {other.train_split}" for other in others)])

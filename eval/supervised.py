@@ -20,17 +20,29 @@ import torch
 from rich.table import Table as RichTable
 
 import mmvicreg
-from mmvicreg.config import Recipe, dump_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
-from mmvicreg.eval.output import Report, command_line, console, mean_and_spread, number, spread, write_report
+from mmvicreg.eval.output import (
+    Report,
+    command_line,
+    console,
+    mean_and_spread,
+    number,
+    say_skipped,
+    spread,
+    write_report,
+)
 from mmvicreg.eval.probe import TOP5_CLASSES, Task, chance_level
+from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.supervised_training import fit, supervised_recipe
 from mmvicreg.eval.tasks import labels_of, tasks_of
 from mmvicreg.metrics import top_k_accuracy
+from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.log import say
 
@@ -39,7 +51,12 @@ BOTH = "mean of the networks' log-probabilities"
 
 
 def run(
-    run: Run | Path, *, data_root: Path | None = None, fold: int | None = None, device: str = "auto"
+    run: Run | Path,
+    *,
+    data_root: Path | None = None,
+    fold: int | None = None,
+    on_bad_sample: OnBadSample = "error",
+    device: str = "auto",
 ) -> Report:
     """Train and test the baseline of a run, or of every run in a folder of runs by fold; print a table.
 
@@ -47,6 +64,8 @@ def run(
         run: an opened run, its folder, or a folder of runs ``fold1``, ``fold2``, ...; only their recipes are used.
         data_root: where the data is; None: where it was in training.
         fold: of a folder of runs by fold, that one alone.
+        on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` reads all of them once before, leaves
+            such out of training and test, and lists them in the folder, ``eval/skipped-<data set>-supervised.jsonl``.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
@@ -59,9 +78,15 @@ def run(
     data = runs[0].dataset(root=data_root)
     if len(runs) > 1:
         check_fold_runs(path, {_fold_of(member): member for member in runs}, data)
-    results = obtain(runs, data, data_root=data_root, device=device)
-    command = command_line("supervised", path, {"data-root": data_root, "fold": fold})
+    skipped: list[Skipped] = []
+    if on_bad_sample == "skip":
+        samples = _plan(runs[0], data)[1]
+        skipped = find_skipped(runs[0], runs[0].recipe.branches, samples)
+        data = without(data, skipped)
+    results = obtain(runs, data, data_root=data_root, on_bad_sample=on_bad_sample, device=device)
+    command = command_line("supervised", path, {"data-root": data_root, "fold": fold, **_flag(on_bad_sample)})
     report = summarise_supervised(results, path=path, command=command)
+    report |= list_skipped(path, data, "supervised", skipped)
     file = path / "eval" / FILE
     if len(runs) > 1:
         write_report(file, report)
@@ -70,9 +95,14 @@ def run(
 
 
 def obtain(
-    runs: Sequence[Run], data: DataSet, *, data_root: Path | None = None, device: str = "auto"
+    runs: Sequence[Run],
+    data: DataSet,
+    *,
+    data_root: Path | None = None,
+    on_bad_sample: OnBadSample = "error",
+    device: str = "auto",
 ) -> list[Report]:
-    """The baseline of each run: what is there, else trained now.
+    """The baseline of each run on ``data``: what is there, else trained now (the rest is for its command).
 
     Raises:
         UserError: as :func:`run`; before the first of them is trained.
@@ -85,11 +115,15 @@ def obtain(
         or _train(
             member,
             data,
-            command=command_line("supervised", member.path, {"data-root": data_root}),
+            command=command_line("supervised", member.path, {"data-root": data_root, **_flag(on_bad_sample)}),
             device=device,
         )
         for part, member in zip(there, runs, strict=True)
     ]
+
+
+def _flag(on_bad_sample: OnBadSample) -> dict[str, str | None]:
+    return {"on-bad-sample": None if on_bad_sample == "error" else on_bad_sample}
 
 
 def supervised_results(runs: Sequence[Run], data: DataSet) -> list[Report | None]:
@@ -238,6 +272,7 @@ def _show(report: Report, file: Path) -> None:
         style="bold",
         soft_wrap=True,
     )
+    say_skipped(report)
     table = RichTable()
     for column in ("network", "top-1", *(f"fold {fold}" for fold in folds if len(folds) > 1)):
         table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)

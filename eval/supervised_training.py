@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmvicreg.branches.model import Batch, JointModel, build_inputs
-from mmvicreg.config import Recipe, parse_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.precision import exact
 from mmvicreg.progress import progress_bar
+from mmvicreg.recipes import parse_recipe
 from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.distributed import cpu_count, resolve_device

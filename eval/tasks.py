@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mmvicreg.config import SeenConfig
 from mmvicreg.datasets import evaluation_split, in_folds
 from mmvicreg.errors import UserError
 from mmvicreg.eval.probe import Task
@@ -43,8 +44,8 @@ def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[l
             f"{len(both)} samples of {data.name} at {data.root} are both in the training split and in "
             f"'{split}' ('{min(both)}'); a probe must be tested on others than it was trained on"
         )
-    n = len(train)
-    return [*train, *test], [Task(split, np.arange(n), np.arange(n, n + len(test)), False)]
+    n, seen = len(train), saw_split(run, data.name, split)
+    return [*train, *test], [Task(split, np.arange(n), np.arange(n, n + len(test)), seen)]
 
 
 def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Sample], list[Task]]:
@@ -75,26 +76,35 @@ def _fold_tasks(run: Run, data: DataSet, *, fold: int | None) -> tuple[list[Samp
 
 def saw(run: Run, data: DataSet, fold: int) -> bool:
     """Whether the run saw a fold in pretraining, itself or through the weights its branches started from."""
-    recipe = run.recipe
-    trained_on = [(config.name, config.fold) for config in recipe.trained_on]
-    for branch in recipe.branches.values():
-        trained_on += [(seen.dataset, seen.fold) for seen in (branch.init.seen if branch.init else ())]
-    return any(related(data.name, name) and held_out != fold for name, held_out in trained_on)
+    return any(related(data.name, seen.dataset) and seen.fold != fold for seen in _seen(run))
 
 
 def saw_split(run: Run, dataset: str, split: str) -> bool:
-    """Whether pretraining saw samples of this split, of a data set of the run or one that shares its samples."""
+    """Whether pretraining saw samples of this split, of a data set of the run or one that shares its samples.
+
+    The run's own, or that of the weights its branches started from.
+    """
     parts = set(split.split("+"))
-    for settings in run.recipe.trained_on:
-        if not related(dataset, settings.name):
+    for seen in _seen(run):
+        if not related(dataset, seen.dataset):
             continue
-        trained = set(settings.train_split.split("+"))
+        trained = set(seen.split.split("+"))
         if split.startswith("fold"):
-            if parts != {f"fold{settings.fold}"}:
+            if parts != {f"fold{seen.fold}"}:
                 return True
         elif "all" in parts | trained or parts & trained:
             return True
     return False
+
+
+def _seen(run: Run) -> list[SeenConfig]:
+    """What a run was trained on, and what the weights its branches started from were."""
+    own = [
+        SeenConfig(dataset=config.name, fold=config.fold, split=config.train_split)
+        for config in run.recipe.trained_on
+    ]
+    inits = [branch.init for branch in run.recipe.branches.values() if branch.init is not None]
+    return own + [seen for init in inits for seen in init.seen]
 
 
 def related(name: str, other: str) -> bool:

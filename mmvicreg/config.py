@@ -1,39 +1,22 @@
 """The recipe: one schema for everything that decides a run.
 
-A recipe is a YAML file (``configs/<pair>/<name>.yaml``), overridden by named flags, overridden by
-``--set a.b=c``. Unknown keys are errors. What an input, a frontend, an encoder or an objective can be
-told is declared by that component (its ``Config``), so the recipe that is saved with a run holds every
-value, defaults included.
+Unknown keys are errors. What an input, a frontend, an encoder or an objective can be told is declared by that
+component (its ``Config``), so the recipe that is saved with a run holds every value, defaults included. How its
+parts must fit together is in :mod:`mmvicreg.graph`, how it is read and written in :mod:`mmvicreg.recipes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mmvicreg import registry
 from mmvicreg.errors import UserError
+from mmvicreg.explain import explain
+from mmvicreg.graph import check_branches, check_edges, check_sources
 from mmvicreg.registry import Registry, nearest
-
-NO_ACCUMULATION = (
-    "gradients are not accumulated over batches, because an objective over batch statistics or negatives would "
-    "then be that of the small batches; for a batch larger than memory, set training.batch_size to the whole batch "
-    "and training.micro_batch (--micro-batch) to what fits, which trains the whole batch exactly"
-)
-_BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
-"""Parts of a recipe that may be given by their name alone."""
 
 
 class Strict(BaseModel):
@@ -99,6 +82,8 @@ class SeenConfig(Strict):
     dataset: str
     fold: int | Literal["none"]
     """Which fold was held out, for data in folds."""
+    split: str = "train"
+    """Which split was trained on, for data in splits."""
 
 
 class InitConfig(Strict):
@@ -361,68 +346,10 @@ class Recipe(Strict):
         return self
 
     @model_validator(mode="after")
-    def _graph(self, _: ValidationInfo) -> Recipe:
-        for name, branch in self.branches.items():
-            if "/" in name or "." in name:
-                raise ValueError(f"branch name '{name}' must not contain '/' or '.'")
-            if branch.input not in self.inputs:
-                raise ValueError(
-                    f"branch '{name}' reads input '{branch.input}', which is not one of "
-                    f"{', '.join(self.inputs)}{nearest(branch.input, self.inputs)}"
-                )
-            source = self.inputs[branch.input]
-            for key in sorted((branch.frontend.keys() & source.keys()) - {"name"}):
-                if branch.frontend[key] != source[key]:  # a mel of another rate would be silently wrong
-                    raise ValueError(
-                        f"branches.{name}.frontend.{key} is {branch.frontend[key]} and "
-                        f"inputs.{branch.input}.{key} {source[key]}; set both to the same"
-                    )
-        there: set[tuple[frozenset[str], str | None]] = set()
-        for edge in self.edges:
-            if (ends := (frozenset((edge.a, edge.b)), edge.source)) in there:
-                raise ValueError(f"the edge {edge.a}-{edge.b} is there twice; add their invariance up in one")
-            there.add(ends)
-            for end in (edge.a, edge.b):
-                if end not in self.branches:
-                    raise ValueError(
-                        f"an edge names branch '{end}', which is not one of "
-                        f"{', '.join(self.branches)}{nearest(end, self.branches)}"
-                    )
-            if self.branches[edge.a].expander.widths[-1] != self.branches[edge.b].expander.widths[-1]:
-                raise ValueError(
-                    f"the edge {edge.a}-{edge.b} joins embeddings of "
-                    f"{self.branches[edge.a].expander.widths[-1]} and "
-                    f"{self.branches[edge.b].expander.widths[-1]} dimensions; their expanders must end in "
-                    "the same width"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _sources(self) -> Recipe:
-        for edge in self.edges:
-            if edge.source is not None and edge.source not in self.sources:
-                known = f"one of {', '.join(self.sources)}" if self.sources else "there: the recipe has none"
-                raise ValueError(
-                    f"the edge {edge.a}-{edge.b} names source '{edge.source}', which is not {known}"
-                    f"{nearest(edge.source, self.sources)}"
-                )
-        if all(edge.source is not None for edge in self.edges):
-            raise ValueError(
-                "every edge names a source, so that nothing is trained on 'dataset'; leave 'source' out of the edges "
-                "of one of them and make that one 'dataset': its length is an epoch's"
-            )
-        for name, source in self.sources.items():
-            if not name or set(name) & set("/.:") or name == "dataset":
-                raise ValueError(f"source name '{name}' must not be 'dataset', nor contain '/', '.' or ':'")
-            ends = {end for edge in self.edges if edge.source == name for end in (edge.a, edge.b)}
-            if not ends:
-                raise ValueError(f"no edge names source '{name}': give one 'source: {name}', or leave it out")
-            for branch in source.branches:
-                if branch not in ends:
-                    raise ValueError(
-                        f"sources.{name}.branches: '{branch}' is not on an edge of that source"
-                        f"{nearest(branch, ends)} Those are of {', '.join(sorted(ends))}"
-                    )
+    def _one_graph(self) -> Recipe:
+        check_branches(self)
+        check_edges(self)
+        check_sources(self)
         return self
 
     @property
@@ -445,7 +372,9 @@ def _input(name: str, options: Any) -> dict[str, Any]:
     try:
         return component(given, registry.INPUTS)
     except ValidationError as error:
-        problems = (_explain({**problem, "loc": (name, *problem["loc"])}) for problem in error.errors())
+        problems = (
+            explain({**problem, "loc": (name, *problem["loc"])}, Recipe) for problem in error.errors()
+        )
         raise ValueError("; ".join(problems)) from error
 
 
@@ -455,171 +384,3 @@ def check_pair(pair: str) -> None:
         raise UserError(
             f"unknown pair '{pair}'{nearest(pair, registry.PAIRS)} Known: {', '.join(registry.PAIRS)}."
         )
-
-
-def recipes_folder() -> Path:
-    """The folder of shipped recipes, in a checkout and in an installed wheel alike."""
-    import mmvicreg
-
-    for base in mmvicreg.__path__:
-        if (Path(base) / "configs").is_dir():
-            return Path(base) / "configs"
-    raise FileNotFoundError("the package is installed without its configs folder")
-
-
-def recipe_path(pair: str, dataset: str, recipe: str | None) -> Path:
-    """The YAML file meant by ``--recipe`` (a path, or a name in ``configs/<pair>``; default: the data set).
-
-    Raises:
-        UserError: no such recipe; the nearest name and the known ones are given.
-    """
-    if recipe is not None and (recipe.endswith((".yaml", ".yml")) or "/" in recipe):
-        path = Path(recipe)
-        if not path.is_file():
-            raise UserError(f"no recipe file '{recipe}'")
-        return path
-    folder = recipes_folder() / pair
-    names = sorted(file.stem for file in folder.glob("*.yaml"))
-    name = recipe if recipe is not None else dataset
-    if name not in names:
-        raise UserError(
-            f"no recipe '{name}' for the pair {pair}{nearest(name, names)} Known: {', '.join(names)}; "
-            "or give the path of a YAML file."
-        )
-    return folder / f"{name}.yaml"
-
-
-def load_recipe(
-    path: Path, overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
-) -> Recipe:
-    """Read a recipe file and apply named overrides, then ``a.b=c`` settings, then the schema.
-
-    Args:
-        path: the YAML file.
-        overrides: dotted key -> value, from named flags.
-        settings: ``--set`` arguments; the value is parsed as YAML.
-
-    Raises:
-        UserError: unreadable YAML, a malformed setting, an unknown key (the nearest valid one is named)
-            or a value out of range.
-    """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"the recipe {path} is not a mapping of keys to values")
-    for key, value in (overrides or {}).items():
-        _assign(tree, key, value)
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'"
-            )
-        try:
-            _assign(tree, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
-    return parse_recipe(tree, source=str(path))
-
-
-def parse_recipe(tree: Mapping[str, Any], *, source: str) -> Recipe:
-    """Validate a tree of plain values into a :class:`Recipe`; ``source`` is named in errors."""
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default filled in; :func:`parse_recipe` reads it back equal."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """The dotted keys in which two recipes differ, as ``key: old -> new``."""
-    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    return [
-        f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
-        for key in sorted({*a, *b})
-        if a.get(key, "absent") != b.get(key, "absent")
-    ]
-
-
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        node = _descend(node, part, ".".join(parents[: depth + 1]), key)
-    if isinstance(node, list):
-        node[_position(node, leaf, key)] = value
-    elif isinstance(node, dict):
-        node[leaf] = value
-    else:
-        raise UserError(f"cannot set '{key}': '{'.'.join(parents)}' holds a single value")
-
-
-def _descend(node: Any, part: str, path: str, key: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, part, key)]
-    if not isinstance(node, dict):
-        raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
-    if isinstance(node.get(part), str) and part in _BY_NAME:
-        node[part] = {"name": node[part]}
-    if path in {f"branches.{part}", f"inputs.{part}", f"sources.{part}"} and part not in node:
-        raise UserError(
-            f"cannot set '{key}': the recipe has no '{path}'{nearest(part, node)} It has: {', '.join(node) or 'none'}."
-        )
-    if node.get(part) is None:
-        node[part] = {}
-    return node[part]
-
-
-def _position(items: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise UserError(f"cannot set '{key}': '{part}' is not a position in a list of {len(items)}")
-    return int(part)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {k: v for name, node in tree.items() for k, v in _flatten(node, f"{prefix}{name}.").items()}
-    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        return {k: v for i, node in enumerate(tree) for k, v in _flatten(node, f"{prefix}{i}.").items()}
-    return {prefix.rstrip("."): tree}
-
-
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    context = problem.get("ctx", {}).get("error")
-    if isinstance(context, ValidationError):  # a component's own options
-        return "; ".join(
-            _explain({**inner, "loc": (*problem["loc"], *inner["loc"])}) for inner in context.errors()
-        )
-    if problem["type"] == "extra_forbidden" and "accum" in location[-1].lower():
-        return f"unknown key '{key}': {NO_ACCUMULATION}"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest_key(location)}"
-    if problem["type"] == "missing":
-        return f"missing key '{key}'"
-    message = str(context) if context is not None else str(problem["msg"])
-    return f"{key}: {message}" if key else message
-
-
-def _nearest_key(location: list[str]) -> str:
-    """Suggest a sibling key, or any key of the schema whose last part is near."""
-    model: Any = Recipe
-    for part in location[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-            arguments = [
-                a for a in getattr(model, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)
-            ]
-            model = arguments[-1] if arguments else model
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return nearest(location[-1], model.model_fields)
-    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -194,6 +195,38 @@ def encode(
             f"sample '{samples[index].id}'; the run's weights are not usable: take an earlier checkpoint"
         )
     return Encoded(vectors, owner, failed)
+
+
+def unreadable(
+    source: Input,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = 128,
+    workers: int = 2,
+    world: World | None = None,
+) -> dict[int, str]:
+    """Which samples an input cannot read, by their place, and why; the same in every process.
+
+    Args:
+        source: a fitted input that reads a sample as one row (not text).
+        samples: what to read, as evaluation reads it.
+        batch_size: samples at a time.
+        workers: processes that read samples.
+        world: this process among those that share the reading; None: it is alone.
+    """
+    with contextlib.suppress(NotPreparedError):  # only slower, as whoever encodes them will say
+        prepare(source, samples, skip=True)
+    rank, size = (world.rank, world.size) if world is not None else (0, 1)
+    bounds = shares(len(samples), size, unit=batch_size)
+    place, last = bounds[rank], bounds[rank + 1]
+    rows: list[tuple[int, int | None]] = [(i, None) for i in range(place, last)]
+    found: dict[int, str] = {}
+    with progress_bar(last - place, "looking for what cannot be read", "sample", visible=rank == 0) as bar:
+        for read in _read(source, samples, rows, batch_size=batch_size, workers=workers, skip=True):
+            found |= {place + i: fault for i, fault in enumerate(read.faults) if fault is not None}
+            place += len(read.faults)
+            bar.advance(len(read.faults))
+    return {index: fault for part in gather_objects(found) for index, fault in part.items()}
 
 
 def load_rows(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mmvicreg.config import Recipe, dump_recipe, parse_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import dump_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

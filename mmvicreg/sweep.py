@@ -27,16 +27,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
-from mmvicreg.config import (
-    Recipe,
-    Strict,
-    check_pair,
-    differences,
-    load_recipe,
-    recipe_path,
-    recipes_folder,
-)
+from mmvicreg.config import Recipe, Strict, check_pair
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
 from mmvicreg.runs import RECIPE, open_run
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from tiny import IMAGE_TEXT
 from torch import Tensor
 
 from mmvicreg.branches.model import Batch
-from mmvicreg.config import Recipe, dump_recipe, load_recipe, recipe_path
+from mmvicreg.config import Recipe
+from mmvicreg.recipes import dump_recipe, load_recipe, recipe_path
 from mmvicreg.runs import Run, create_run
 from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint
 from mmvicreg.training.distributed import World

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import IMAGE_IMAGE, IMAGE_TEXT, untrained_run
 
 from mmvicreg.cli import main
-from mmvicreg.config import load_recipe, recipe_path
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run
 
 SIDE = 32

@@ -13,17 +13,10 @@ from tiny import tiny_recipe
 
 from mmvicreg import registry
 from mmvicreg.branches.model import Batch, build_graph, view_key
-from mmvicreg.config import (
-    Recipe,
-    differences,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    recipe_path,
-    recipes_folder,
-)
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.tokenizers import WordTokenizer
+from mmvicreg.recipes import differences, dump_recipe, load_recipe, parse_recipe, recipe_path, recipes_folder
 from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.optim import build_optimizer
 from mmvicreg.training.setup import build_model, restore_inputs

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from mmvicreg.cli import app
-from mmvicreg.config import parse_recipe, recipes_folder
+from mmvicreg.recipes import parse_recipe, recipes_folder
 
 FILES = sorted(recipes_folder().glob("*/README.md"))
 COMMANDS = [

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from mmvicreg import sweep as sweeps
 from mmvicreg.cli import app
-from mmvicreg.config import recipes_folder
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import recipes_folder
 from mmvicreg.runs import open_run
 from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
 from mmvicreg.sweep_table import best_of_groups, markdown, method_settings, other_settings, spread

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmvicreg.branches.model import build_inputs
-from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.config import Recipe
 from mmvicreg.datasets import open_dataset
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run, create_run
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.setup import build_model

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from mmvicreg.branches.model import Batch, JointModel, build_graph
-from mmvicreg.config import Recipe, parse_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS
 from mmvicreg.inputs.tokenizers import WordTokenizer
+from mmvicreg.recipes import parse_recipe
 from mmvicreg.registry import OBJECTIVES
 from mmvicreg.training.setup import build_model, restore_inputs
 

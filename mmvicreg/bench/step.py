@@ -27,8 +27,9 @@ from mmvicreg.bench import input as pictures
 from mmvicreg.bench import lars, peers
 from mmvicreg.bench.measure import peak_memory
 from mmvicreg.branches.model import Batch, JointModel, build_inputs
-from mmvicreg.config import Recipe, parse_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import parse_recipe
 from mmvicreg.training.distributed import resolve_device
 from mmvicreg.training.optim import build_optimizer
 from mmvicreg.training.setup import build_model

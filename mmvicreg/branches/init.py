@@ -121,7 +121,10 @@ def _of_run(folder: Path, checkpoint: Path | None, branch: str) -> Source:
     content = run.content if checkpoint is None else load_checkpoint(checkpoint)
     prefix = f"branches.{branch}.encoder."
     config = run.recipe.branches[branch]
-    seen = [SeenConfig(dataset=config.name, fold=config.fold) for config in run.recipe.trained_on]
+    seen = [
+        SeenConfig(dataset=config.name, fold=config.fold, split=config.train_split)
+        for config in run.recipe.trained_on
+    ]
     for other in run.recipe.branches.values():  # every edge carries what one branch knows to the other
         seen += [data for data in (other.init.seen if other.init else ()) if data not in seen]
     return Source(

@@ -124,6 +124,7 @@ def linear(
     supervised: Annotated[
         bool, typer.Option("--supervised", help="Train the supervised baseline first, where it is not there.")
     ] = False,
+    on_bad_sample: OnBadSample = "error",
     data_root: DataRoot = None,
     dataset: Dataset = None,
     devices: Devices = 1,
@@ -136,8 +137,10 @@ def linear(
     """
     from mmvicreg import registry
     from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
     check_dataset(dataset)
+    skip_or_not = check_on_bad_sample(on_bad_sample)
     if run is None:
         run = _newest_of_folds(runs)
     asked: dict[str, object] = {
@@ -164,6 +167,7 @@ def linear(
             seed=seed,
             workers=workers,
             baseline=baseline,
+            on_bad_sample=skip_or_not,
             data_root=data_root,
             dataset=dataset,
             devices=devices,
@@ -185,6 +189,7 @@ def linear(
         fold=fold,
         compare=compare or (),
         supervised=supervised,
+        on_bad_sample=skip_or_not,
     )
 
 
@@ -205,15 +210,23 @@ def _reads_pictures(run: Path, branch: str | None) -> bool:
 def supervised(
     run: RunArgument = None,
     fold: Annotated[int | None, typer.Option(help="Of a folder of runs by fold, this one alone.")] = None,
+    on_bad_sample: OnBadSample = "error",
     data_root: DataRoot = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
     """A run's encoders trained on the labels instead, everything else alike; folds that are done are kept."""
     from mmvicreg import registry
+    from mmvicreg.skipped import check_on_bad_sample
 
     judge = registry.PROTOCOLS.load("supervised")
-    judge(run if run is not None else _newest_of_folds(runs), data_root=data_root, fold=fold, device=device)
+    judge(
+        run if run is not None else _newest_of_folds(runs),
+        data_root=data_root,
+        fold=fold,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
+        device=device,
+    )
 
 
 def _newest_of_folds(runs: Path) -> Path:

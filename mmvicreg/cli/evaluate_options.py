@@ -43,7 +43,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 OnBadSample = Annotated[
     str,
     typer.Option(
-        help="A sample that cannot be decoded: error, or skip, which leaves it out of queries and gallery."
+        help="A sample that cannot be decoded: error, or skip, which leaves it out, says so and lists it."
     ),
 ]
 

@@ -17,6 +17,7 @@ from mmvicreg.cli.evaluate_options import (
     Devices,
     Epochs,
     Lr,
+    OnBadSample,
     RunArgument,
     Runs,
     Seed,
@@ -51,6 +52,7 @@ def finetune(
     branch: Branch = None,
     split: Split = None,
     train_split: TrainSplit = None,
+    on_bad_sample: OnBadSample = "error",
     baseline: Baseline = False,
     data_root: DataRoot = None,
     dataset: Dataset = None,
@@ -61,6 +63,7 @@ def finetune(
     """Fine-tune a copy of an image branch on a part of the labels; the run keeps its own weights."""
     from mmvicreg import registry
     from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
     judge = registry.PROTOCOLS.load("finetune")
     check_dataset(dataset)
@@ -77,6 +80,7 @@ def finetune(
         branch=branch,
         split=split,
         train_split=train_split,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
         baseline=baseline,
         data_root=data_root,
         dataset=dataset,
@@ -127,6 +131,7 @@ def knn(
     branch: Branch = None,
     split: Split = None,
     train_split: TrainSplit = None,
+    on_bad_sample: OnBadSample = "error",
     baseline: Baseline = True,
     data_root: DataRoot = None,
     dataset: Dataset = None,
@@ -137,6 +142,7 @@ def knn(
     """Classes by the nearest training pictures, on an image branch's frozen representation."""
     from mmvicreg import registry
     from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
     judge = registry.PROTOCOLS.load("knn")
     check_dataset(dataset)
@@ -150,6 +156,7 @@ def knn(
         branch=branch,
         split=split,
         train_split=train_split,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
         baseline=baseline,
         data_root=data_root,
         dataset=dataset,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _MOVABLE = {"dataset.root", "dataset.on_bad_sample"}
-"""What a resumed run may be told anew, besides its folder."""
+"""What a resumed run may be told anew of its data sets, besides its folder."""
 
 
 def train(
@@ -94,13 +94,14 @@ def train(
         pair is None
         and resume
         and out is not None
-        and not (dataset or recipe or settings or asked.keys() - _MOVABLE)
+        and not (dataset or recipe or asked.keys() - _MOVABLE)
+        and all(_of_data(setting) for setting in settings or ())
     ):
-        resolved = _recipe_of(out, asked)
+        resolved = _recipe_of(out, asked, settings or [])
     else:
         resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
     if print_config:
-        from mmvicreg.config import dump_recipe
+        from mmvicreg.recipes import dump_recipe
 
         typer.echo(dump_recipe(resolved), nl=False)
         return
@@ -136,12 +137,14 @@ def _recipe(
 ) -> Recipe:
     """The recipe that the flags ask for."""
     from mmvicreg import registry
-    from mmvicreg.config import check_pair, load_recipe, recipe_path
+    from mmvicreg.config import check_pair
+    from mmvicreg.recipes import load_recipe, recipe_path
 
     if pair is None:
         if resume:
             raise UserError(
-                "--resume takes the run folder alone (--out RUN), or the flags the run was started with, --pair too"
+                "--resume takes the run folder alone (--out RUN) and where its data is now (--data-root DIR, --set "
+                "sources.NAME.dataset.root=DIR), or the flags the run was started with, --pair too"
             )
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)
@@ -153,15 +156,23 @@ def _recipe(
     return load_recipe(recipe_path(pair, name or "", recipe), {"pair": pair, **overrides}, settings)
 
 
-def _recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
-    """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
-    from mmvicreg.runs import open_run
+def _of_data(setting: str) -> bool:
+    """Whether ``KEY=VALUE`` says where a data set of a run is, or what is to be done where it is damaged."""
+    key = setting.partition("=")[0].strip()
+    prefix, _, rest = key.partition(".dataset.")
+    of_source = prefix.startswith("sources.") and prefix.count(".") == 1
+    return key in _MOVABLE or (of_source and f"dataset.{rest}" in _MOVABLE)
 
-    recipe = open_run(out).recipe
-    update = {key.removeprefix("dataset."): value for key, value in overrides.items()}
-    if update.get("on_bad_sample", "error") not in ("error", "skip"):
-        raise UserError(f"--on-bad-sample is error or skip, not '{update['on_bad_sample']}'")
-    return recipe.model_copy(update={"dataset": recipe.dataset.model_copy(update=update)})
+
+def _recipe_of(out: Path, overrides: dict[str, Any], settings: list[str]) -> Recipe:
+    """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
+    from mmvicreg.recipes import load_recipe
+    from mmvicreg.runs import RECIPE, open_run
+
+    asked = overrides.get("dataset.on_bad_sample", "error")
+    if asked not in ("error", "skip"):
+        raise UserError(f"--on-bad-sample is error or skip, not '{asked}'")
+    return load_recipe(open_run(out).path / RECIPE, overrides, settings)
 
 
 def _folds(recipe: Recipe) -> dict[int, Recipe]:

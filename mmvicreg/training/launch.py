@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
-from mmvicreg.config import DatasetConfig, Recipe, differences, dump_recipe
+from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import differences, dump_recipe
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
@@ -164,10 +165,22 @@ def _moved(config: DatasetConfig, given: DatasetConfig) -> DatasetConfig:
 def _keep_recipe(run: Run) -> Run:
     """Write down that a resumed run handles bad samples otherwise than it began."""
     before = open_run(run.path).recipe
-    if before.dataset.on_bad_sample != run.recipe.dataset.on_bad_sample:
-        dataset = before.dataset.model_copy(update={"on_bad_sample": run.recipe.dataset.on_bad_sample})
-        write_whole(run.path / RECIPE, dump_recipe(before.model_copy(update={"dataset": dataset})))
+    sources = {
+        name: source.model_copy(
+            update={"dataset": _handled(source.dataset, run.recipe.sources[name].dataset)}
+        )
+        for name, source in before.sources.items()
+    }
+    dataset = _handled(before.dataset, run.recipe.dataset)
+    after = before.model_copy(update={"dataset": dataset, "sources": sources})
+    if after != before:
+        write_whole(run.path / RECIPE, dump_recipe(after))
     return run
+
+
+def _handled(config: DatasetConfig, now: DatasetConfig) -> DatasetConfig:
+    """A data set where it was, its bad samples handled as they are now."""
+    return config.model_copy(update={"on_bad_sample": now.on_bad_sample})
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:

@@ -111,17 +111,17 @@ class SourceData:
         now = self.fingerprint()
         if before == now:
             return
-        whose, then = "", before
+        whose, then, place = "", before, "--data-root"
         for name, other in before.get("sources", {}).items():
             if now.get("sources", {}).get(name) != other:
                 whose, then, now = f" of source '{name}'", other, now.get("sources", {}).get(name, {})
+                place = _place(name)
                 break
         count = now.get("samples", 0)
         raise UserError(
             f"the run {path} was trained on {then['samples']} samples{whose}, and the data there now are "
             f"{'others' if then['samples'] == count else f'{count} samples'}: a resumed run needs the same data; give "
-            f"its place with {'--data-root' if not whose else '--set sources.NAME.dataset.root=DIR'}, or start a new "
-            "run"
+            f"its place with {place}, or start a new run"
         )
 
 
@@ -138,6 +138,11 @@ def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:
         except UserError as error:
             raise UserError(f"source '{name}': {error}") from error
         turn, start = turn + 1, 0
+
+
+def _place(source: str) -> str:
+    """How the place of a source is given."""
+    return f"--set sources.{source}.dataset.root=DIR"
 
 
 def _named(source: str, action: Callable[[], T]) -> T:
@@ -157,7 +162,14 @@ def _fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample]:
     config = recipe.dataset
-    dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
+    try:
+        dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
+    except UserError as error:
+        if source == FIRST:
+            raise
+        raise UserError(
+            f"{error} Where this source is: {_place(source)} (--data-root is that of the first data set)"
+        ) from error
     # the run's pair is one of its first source; what another source pairs, its inputs say
     pair = recipe.pair if source == FIRST else _PAIR_OF.get(frozenset(recipe.inputs), "")
     if pair and pair not in dataset.pairs:

@@ -16,7 +16,7 @@ import yaml
 from tiny import as_flags, tiny_recipe
 
 from mmvicreg.cli import main
-from mmvicreg.config import dump_recipe, load_recipe, parse_recipe, recipe_path
+from mmvicreg.recipes import dump_recipe, load_recipe, parse_recipe, recipe_path
 
 
 class Said(NamedTuple):

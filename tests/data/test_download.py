@@ -1,114 +1,25 @@
-"""Downloading from a real server on this machine: resumed, restarted, checked, unpacked."""
+"""Downloading from a real server on this machine: resumed, restarted, checked."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import signal
-import stat
 import subprocess
 import sys
-import threading
 import time
-import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pytest
+from file_server import Server, card, quiet
 
-from mmvicreg.data import unpack as unpacking
-from mmvicreg.data.card import Card, RemoteFile, TableFilter
-from mmvicreg.data.download import Downloader
+from mmvicreg.data.card import RemoteFile
 from mmvicreg.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
-
-
-@dataclass
-class Server:
-    """What the server does, and what it was asked."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    ranges: bool = True
-    version: str = "v1"
-    cut: list[int] = field(default_factory=list)
-    """Bytes of the body after which each of the next connections is dropped."""
-    status: list[int] = field(default_factory=list)
-    """Statuses of the next answers."""
-    slow: float = 0.0
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            state.asked.append((self.path, self.headers.get("Range")))
-            self.answer(body=True)
-
-        def answer(self, *, body: bool) -> None:
-            content = state.files.get(self.path.lstrip("/"))
-            if body and state.status:
-                self.send_error(state.status.pop(0))
-                return
-            if content is None:
-                self.send_error(404)
-                return
-            start, asked = 0, self.headers.get("Range")
-            current = self.headers.get("If-Range") in (None, f'"{state.version}"')
-            if asked and state.ranges and current:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
-                if start >= len(content):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(content)}")
-                    self.end_headers()
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-            else:
-                self.send_response(200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.send_header("ETag", f'"{state.version}"')
-            self.end_headers()
-            if not body:
-                return
-            rest = content[start:]
-            if state.cut:
-                rest = rest[: state.cut.pop(0)]
-            for at in range(0, len(rest), 16_384):
-                self.wfile.write(rest[at : at + 16_384])
-                time.sleep(state.slow)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            """A client that was killed is no news here."""
-
-    http = Quiet(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
-
-
-def card(*files: RemoteFile) -> Card:
-    return Card("toy", "Toy", ("nowhere",), "none", "a toy", ("image-text",), ("train",), "none", files=files)
 
 
 def data_file(server: Server, **changes: object) -> RemoteFile:
@@ -120,18 +31,6 @@ def data_file(server: Server, **changes: object) -> RemoteFile:
         sha256=hashlib.sha256(CONTENT).hexdigest(),
     )
     return replace(file, **changes)  # type: ignore[arg-type]
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def quiet(**changes: object) -> Downloader:
-    return replace(Downloader(progress=False, sleep=lambda _: None), **changes)  # type: ignore[arg-type]
 
 
 def test_a_file_comes_whole_and_once(server: Server, tmp_path: Path) -> None:
@@ -310,110 +209,3 @@ def test_layouts_choose_files(server: Server, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["new.bin"]
     with pytest.raises(UserError, match="no layout 'nwe'; did you mean 'new'"):
         quiet().get(both, tmp_path, layout="nwe")
-
-
-MEMBERS = {
-    "set-main/meta/table.csv": b"filename,good\na.wav,True\nb.wav,False\n",
-    "set-main/audio/a.wav": b"aaa",
-    "set-main/audio/b.wav": b"bbb",
-    "set-main/README": b"not wanted",
-}
-
-
-def archive(server: Server, contents: dict[str, bytes], **changes: object) -> RemoteFile:
-    server.files["set.zip"] = zipped(contents)
-    file = RemoteFile(
-        url=f"{server.url}/set.zip",
-        path="set.zip",
-        extract=True,
-        members=("set-main/meta/", "set-main/audio/"),
-        strip="set-main/",
-    )
-    return replace(file, **changes)  # type: ignore[arg-type]
-
-
-def names(root: Path) -> set[str]:
-    return {
-        str(path.relative_to(root))
-        for path in root.rglob("*")
-        if path.is_file() and ".downloaded" not in path.parts
-    }
-
-
-def test_an_archive_is_unpacked_and_removed(server: Server, tmp_path: Path) -> None:
-    file = archive(server, MEMBERS)
-    assert quiet().get(card(file), tmp_path) == ["set.zip: fetched, 3 files unpacked"]
-    assert names(tmp_path) == {"meta/table.csv", "audio/a.wav", "audio/b.wav"}
-    assert (tmp_path / "audio" / "a.wav").read_bytes() == b"aaa"
-    assert quiet().get(card(file), tmp_path) == ["set.zip: already there"]
-    (tmp_path / "audio" / "b.wav").unlink()
-    assert quiet().get(card(file), tmp_path) == ["set.zip: fetched, 3 files unpacked"]
-    assert names(tmp_path) == {"meta/table.csv", "audio/a.wav", "audio/b.wav"}
-
-
-def test_a_table_chooses_members(server: Server, tmp_path: Path) -> None:
-    only = TableFilter("set-main/meta/table.csv", column="good", folder="set-main/audio/")
-    quiet().get(card(archive(server, MEMBERS, only=only)), tmp_path)
-    assert names(tmp_path) == {"meta/table.csv", "audio/a.wav"}
-
-
-def test_an_interrupted_unpacking_is_finished(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = archive(server, MEMBERS)
-    file = replace(file, sha256=hashlib.sha256(server.files["set.zip"]).hexdigest())
-    extract = unpacking._extract
-
-    def stop(source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-        if target.name == "b.wav":
-            raise KeyboardInterrupt
-        extract(source, info, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(unpacking, "_extract", stop)
-        with pytest.raises(KeyboardInterrupt):
-            quiet().get(card(file), tmp_path)
-    assert names(tmp_path) == {"set.zip", "meta/table.csv", "audio/a.wav"}
-    quiet().get(card(file), tmp_path)
-    assert names(tmp_path) == {"meta/table.csv", "audio/a.wav", "audio/b.wav"}
-    assert len(server.asked) == 1
-
-
-@pytest.mark.parametrize("name", ["../evil", "set-main/audio/../../evil", "/evil", "C:\\evil", "..\\evil"])
-def test_members_that_lead_outside_are_refused(server: Server, tmp_path: Path, name: str) -> None:
-    root = tmp_path / "in" / "root"
-    file = archive(server, {**MEMBERS, name: b"evil"}, members=())
-    with pytest.raises(UserError, match="leads outside"):
-        quiet().get(card(file), root)
-    assert names(tmp_path) == set()
-
-
-def test_links_are_refused(server: Server, tmp_path: Path) -> None:
-    file = archive(server, MEMBERS)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as out:
-        link = zipfile.ZipInfo("set-main/audio/a.wav")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        out.writestr(link, "/etc/passwd")
-    server.files["set.zip"] = buffer.getvalue()
-    with pytest.raises(UserError, match=r"'set-main/audio/a\.wav' is a link"):
-        quiet().get(card(file), tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["page", "cut", "flipped", "another"])
-def test_what_is_not_the_archive_is_fetched_anew(server: Server, tmp_path: Path, damage: str) -> None:
-    """Without a published checksum only unpacking finds the damage; the next call must not stumble again."""
-    file = archive(server, MEMBERS)
-    good = server.files["set.zip"]
-    at = good.index(b"aaa")
-    server.files["set.zip"] = {
-        "page": b"<html>Please log in</html>",
-        "cut": good[: len(good) // 2],
-        "flipped": good[:at] + b"aXa" + good[at + 3 :],
-        "another": zipped({"elsewhere": b"x"}),
-    }[damage]
-    with pytest.raises(UserError, match=r"set\.zip"):
-        quiet().get(card(file), tmp_path)
-    server.files["set.zip"] = good
-    quiet().get(card(file), tmp_path)
-    assert names(tmp_path) == {"meta/table.csv", "audio/a.wav", "audio/b.wav"}

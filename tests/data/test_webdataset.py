@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from mmvicreg.branches.model import build_inputs
 from mmvicreg.cli import app
-from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.config import Recipe
 from mmvicreg.data import webdataset
 from mmvicreg.data.coco import Coco
 from mmvicreg.data.verify import verify
@@ -27,6 +27,7 @@ from mmvicreg.data.webdataset import WebDataset, expand_braces, split_of
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.image import decode_image
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import open_run
 from mmvicreg.samples import Member
 from mmvicreg.training.loader import TrainingLoader

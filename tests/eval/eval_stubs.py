@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmvicreg.config import Recipe, load_recipe, parse_recipe, recipe_path
+from mmvicreg.config import Recipe
 from mmvicreg.encode import Encoded
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import load_recipe, parse_recipe, recipe_path
 from mmvicreg.runs import Run
 from mmvicreg.samples import Sample
 

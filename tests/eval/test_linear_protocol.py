@@ -230,19 +230,31 @@ def test_runs_that_do_not_make_up_the_folds_are_refused(
         judge(other, table)
 
 
-def test_data_in_splits_trains_on_one_and_tests_on_the_other(tmp_path: Path, judge: Any) -> None:
+def _splits() -> tuple[StubData, Table]:
     folds, table = _folds()
-    data = StubData(
-        {"train": folds.parts["fold1"] + folds.parts["fold2"], "val": folds.parts["fold3"]},
-        name="manifest",
-        classes=CLASSES,
-    )
+    parts = {"train": folds.parts["fold1"] + folds.parts["fold2"], "val": folds.parts["fold3"]}
+    return StubData(parts, name="manifest", classes=CLASSES), table
+
+
+def test_data_in_splits_trains_on_one_and_tests_on_the_other(tmp_path: Path, judge: Any) -> None:
+    data, table = _splits()
     run = _run(tmp_path, data, dataset__name="manifest")
     report = judge(run, table)
     assert (report["train"], report["test"], list(report["folds"])) == (24, 12, ["val"])
-    assert report["top1"] == 100
+    assert (report["top1"], report["setting"]) == (100, "inductive")
     with pytest.raises(UserError, match="--fold 1: manifest at somewhere is not in folds"):
         judge(run, table, fold=1)
+
+
+def test_a_split_that_initial_weights_were_trained_on_is_labelled_transductive(
+    tmp_path: Path, judge: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, table = _splits()
+    seen = {"dataset": "manifest", "fold": 1, "split": "train+val"}
+    init = {"source": "elsewhere.pth", "seen": [seen]}
+    run = _run(tmp_path, data, dataset__name="manifest", branches__wave__init=init)
+    assert judge(run, table)["setting"] == "transductive"
+    assert "Transductive: pretraining saw the test samples" in capsys.readouterr().out
 
 
 def test_samples_on_both_sides_are_refused(tmp_path: Path, judge: Any) -> None:

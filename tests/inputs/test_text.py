@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_bert
 
 from mmvicreg.data.shapes import Shapes
 from mmvicreg.datasets import training_samples
@@ -35,36 +36,6 @@ CAPTIONS = (
     "Кот сидит на окне",
     "a smiling face 😀 and a cat 🐈",
 )
-
-
-def bert_folder(folder: Path) -> Path:
-    """A BERT of one layer with a 12-word vocabulary, in transformers' folder layout; no weights."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, PreTrainedTokenizerFast
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "a",
-        "red",
-        "blue",
-        "circle",
-        "square",
-        "above",
-        ".",
-    ]
-    # transformers 5 ignores vocab_file without a word, and 4 knows nothing else: build what both wrap
-    pieces = BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
-    marks = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=pieces._tokenizer, **{f"{name}_token": mark for name, mark in marks.items()}
-    ).save_pretrained(folder)
-    config = BertConfig(vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
-    config.save_pretrained(folder)
-    return folder
 
 
 def fitted(captions: tuple[str, ...], **options: object) -> TextInput:
@@ -154,7 +125,7 @@ def test_only_training_captions_are_learned(tmp_path: Path) -> None:
 def test_state_comes_back_through_a_checkpoint(tmp_path: Path, kind: str) -> None:
     options: dict[str, object] = {"tokenizer": kind, "vocabulary": 80, "min_count": 1}
     if kind == "transformers":
-        options["model"] = str(bert_folder(tmp_path / "bert"))
+        options["model"] = str(tiny_bert(tmp_path / "bert"))
     source = fitted(CAPTIONS * 3, **options)
     torch.save(source.state(), tmp_path / "state.pt")
     if kind == "transformers":
@@ -171,7 +142,7 @@ def test_state_comes_back_through_a_checkpoint(tmp_path: Path, kind: str) -> Non
 def test_transformers_ids_are_the_models_plus_one(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    folder = bert_folder(tmp_path / "bert")
+    folder = tiny_bert(tmp_path / "bert")
     tokenizer = TransformersTokenizer.from_pretrained(str(folder))
     theirs = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.encode("a red circle .")
@@ -183,7 +154,7 @@ def test_transformers_ids_are_the_models_plus_one(tmp_path: Path) -> None:
 
 
 def test_a_stored_tokenizer_cannot_write_outside_its_folder(tmp_path: Path) -> None:
-    state = TransformersTokenizer.from_pretrained(str(bert_folder(tmp_path / "bert"))).state()
+    state = TransformersTokenizer.from_pretrained(str(tiny_bert(tmp_path / "bert"))).state()
     outside = tmp_path / "outside.txt"
     state["files"][str(outside)] = torch.tensor([1, 2, 3], dtype=torch.uint8)
     with pytest.raises(UserError, match=r"outside\.txt"):

@@ -53,9 +53,9 @@ def test_the_installed_command_runs(
 
 def test_every_module_comes_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     program = (
-        "import mmvicreg, mmvicreg.data, mmvicreg.eval, mmvicreg.config\n"
+        "import mmvicreg, mmvicreg.data, mmvicreg.eval, mmvicreg.recipes\n"
         "print(*mmvicreg.__path__, mmvicreg.data.__file__, mmvicreg.eval.__file__,"
-        " mmvicreg.config.recipes_folder(), sep='\\n')"
+        " mmvicreg.recipes.recipes_folder(), sep='\\n')"
     )
     files = output([installed / "python", "-c", program], cwd=tmp_path).splitlines()
     assert len(files) == 4, "the search path of an installed package is its own folder alone"

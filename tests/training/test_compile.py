@@ -11,8 +11,8 @@ from torch.nn import functional
 from toy import assert_close, gradients, toy_model, toy_recipe
 
 from mmvicreg.branches.model import Batch, JointModel
-from mmvicreg.config import load_recipe, recipe_path
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.training.compilation import compile_image_encoders
 from mmvicreg.training.setup import build_model, restore_inputs
 

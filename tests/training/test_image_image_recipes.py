@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from mmvicreg.cli import main
-from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint
 
 

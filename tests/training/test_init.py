@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from tiny import as_flags, tiny_recipe, untrained_run
 
+from mmvicreg.branches.init import pin
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe, SeenConfig
 from mmvicreg.errors import UserError
@@ -95,7 +96,7 @@ def test_a_branch_starts_from_a_file_and_from_a_checkpoint(
         assert not equal(encoder(run, branch), encoder(sounds, branch))
     saved = yaml.safe_load((run.path / "recipe.yaml").read_text())["branches"]
     assert saved["wave"]["init"]["seen"] == []
-    assert saved["mel"]["init"]["seen"] == [{"dataset": "tones", "fold": 2}]
+    assert saved["mel"]["init"]["seen"] == [{"dataset": "tones", "fold": 2, "split": "train"}]
     # fold 1 was held out here, and pretrained on by the weights it started from
     data = run.dataset()
     assert run.recipe.dataset.fold == 1
@@ -107,6 +108,22 @@ def test_a_branch_starts_from_a_file_and_from_a_checkpoint(
     init = start(tmp_path / "again", again).recipe.branches["wave"].init
     assert init is not None
     assert [(seen.dataset, seen.fold) for seen in init.seen] == [("tones", 1), ("tones", 2)]
+
+
+def test_a_split_that_the_weights_were_trained_on_is_known_to_be_seen(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    more = "dataset.train_split=train+test"
+    plain = ("branches.image.encoder.small_stem=false", "seed=11")
+    source = untrained_run(tmp_path / "source", tiny_recipe("image-image", tiny_shapes, *plain, more))
+    recipe = pin(tiny_recipe("image-text", tiny_shapes, f"branches.image.init={source.path}"))
+    run = Run(tmp_path / "run", recipe)
+    assert tasks.saw_split(run, "shapes", "test")
+    assert tasks.saw_split(run, "shapes", "val+test")
+    assert not tasks.saw_split(run, "shapes", "val")
+    assert not tasks.saw_split(run, "coco", "test")
+    alone = Run(tmp_path / "alone", tiny_recipe("image-text", tiny_shapes))
+    assert not tasks.saw_split(alone, "shapes", "test")
 
 
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmvicreg.config import OptimizerConfig, Recipe, ScheduleConfig, load_recipe, recipe_path
+from mmvicreg.config import OptimizerConfig, Recipe, ScheduleConfig
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.training.checkpoint import load_checkpoint, save_checkpoint
 from mmvicreg.training.lars import LARS
 from mmvicreg.training.optim import rate_factor

@@ -17,9 +17,10 @@ from test_resume import last_state, same
 from tiny import tiny_recipe
 
 from mmvicreg.branches.model import Batch, build_graph, view_key
-from mmvicreg.config import Recipe, parse_recipe
+from mmvicreg.config import Recipe
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import parse_recipe
 from mmvicreg.runs import open_run
 from mmvicreg.training.launch import Launch, train
 from mmvicreg.training.log import read_lines

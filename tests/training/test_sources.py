@@ -19,6 +19,7 @@ from joint_runs import (
 )
 from picture_runs import write_pictures
 
+from mmvicreg.cli import app
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.registry import PROTOCOLS
@@ -213,9 +214,36 @@ def test_other_pictures_at_resume_are_refused_by_source(
     start(tmp_path / "run", recipe).train()
     next((here / "train" / "c00").iterdir()).unlink()
     with pytest.raises(
-        UserError, match=r"24 samples of source 'pictures', and the data there now are 23 samples"
+        UserError,
+        match=r"24 samples of source 'pictures', and the data there now are 23 samples.*"
+        r"give its place with --set sources\.pictures\.dataset\.root=DIR, or",
     ):
         start(tmp_path / "run", recipe, resume=True)
+
+
+def test_a_source_that_was_moved_is_told_at_resume(tiny_shapes: Path, pictures: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(pictures, here)
+    start(tmp_path / "run", two_sources(tiny_shapes, here)).train()
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    here.rename(tmp_path / "there")
+    resume = ["train", "--resume", "--out", str(tmp_path / "run"), "--workers", "0"]
+    place = r"--set sources\.pictures\.dataset\.root=DIR"
+    with pytest.raises(
+        UserError, match=rf"source 'pictures': .*here: no such folder.*{place} \(--data-root is"
+    ):
+        app(resume, standalone_mode=False)
+    with pytest.raises(UserError, match=rf"takes the run folder alone .*{place.replace('pictures', 'NAME')}"):
+        app([*resume, "--set", "sources.pictures.weight=2"], standalone_mode=False)
+    app([*resume, "--set", f"sources.pictures.dataset.root={tmp_path / 'there'}"], standalone_mode=False)
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+    skip = [
+        f"sources.pictures.dataset.root={tmp_path / 'there'}",
+        "sources.pictures.dataset.on_bad_sample=skip",
+    ]
+    app([*resume, *(word for setting in skip for word in ("--set", setting))], standalone_mode=False)
+    after = open_run(tmp_path / "run").recipe.sources["pictures"].dataset
+    assert (after.root, after.on_bad_sample) == (str(here), "skip")
 
 
 def test_nan_names_the_source_and_its_samples(tiny_shapes: Path, pictures: Path, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import tiny_recipe
 
-from mmvicreg.config import load_recipe, recipe_path
 from mmvicreg.errors import UserError
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import create_run
 from mmvicreg.training.distributed import World
 from mmvicreg.training.loop import Trainer

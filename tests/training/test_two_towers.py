@@ -8,7 +8,8 @@ import pytest
 import torch
 from picture_runs import write_pictures
 
-from mmvicreg.config import Recipe, load_recipe, recipe_path
+from mmvicreg.config import Recipe
+from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.registry import PROTOCOLS
 from mmvicreg.runs import Run, create_run, open_run
 from mmvicreg.training.distributed import World

@@ -1,0 +1,159 @@
+"""Recipe files: where the shipped ones are, reading one, and what is set on top of it.
+
+A recipe is a YAML file (``configs/<pair>/<name>.yaml``), overridden by named flags, overridden by
+``--set a.b=c``; what may stand in it is in :mod:`mmvicreg.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mmvicreg.config import Recipe
+from mmvicreg.errors import UserError
+from mmvicreg.explain import explain
+from mmvicreg.registry import nearest
+
+_BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
+"""Parts of a recipe that may be given by their name alone."""
+
+
+def recipes_folder() -> Path:
+    """The folder of shipped recipes, in a checkout and in an installed wheel alike."""
+    import mmvicreg
+
+    for base in mmvicreg.__path__:
+        if (Path(base) / "configs").is_dir():
+            return Path(base) / "configs"
+    raise FileNotFoundError("the package is installed without its configs folder")
+
+
+def recipe_path(pair: str, dataset: str, recipe: str | None) -> Path:
+    """The YAML file meant by ``--recipe`` (a path, or a name in ``configs/<pair>``; default: the data set).
+
+    Raises:
+        UserError: no such recipe; the nearest name and the known ones are given.
+    """
+    if recipe is not None and (recipe.endswith((".yaml", ".yml")) or "/" in recipe):
+        path = Path(recipe)
+        if not path.is_file():
+            raise UserError(f"no recipe file '{recipe}'")
+        return path
+    folder = recipes_folder() / pair
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    name = recipe if recipe is not None else dataset
+    if name not in names:
+        raise UserError(
+            f"no recipe '{name}' for the pair {pair}{nearest(name, names)} Known: {', '.join(names)}; "
+            "or give the path of a YAML file."
+        )
+    return folder / f"{name}.yaml"
+
+
+def load_recipe(
+    path: Path, overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
+) -> Recipe:
+    """Read a recipe file and apply named overrides, then ``a.b=c`` settings, then the schema.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted key -> value, from named flags.
+        settings: ``--set`` arguments; the value is parsed as YAML.
+
+    Raises:
+        UserError: unreadable YAML, a malformed setting, an unknown key (the nearest valid one is named)
+            or a value out of range.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"the recipe {path} is not a mapping of keys to values")
+    for key, value in (overrides or {}).items():
+        _assign(tree, key, value)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'"
+            )
+        try:
+            _assign(tree, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
+    return parse_recipe(tree, source=str(path))
+
+
+def parse_recipe(tree: Mapping[str, Any], *, source: str) -> Recipe:
+    """Validate a tree of plain values into a :class:`Recipe`; ``source`` is named in errors."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(
+            f"{source}: " + "; ".join(explain(problem, Recipe) for problem in error.errors())
+        ) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default filled in; :func:`parse_recipe` reads it back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """The dotted keys in which two recipes differ, as ``key: old -> new``."""
+    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return [
+        f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}"
+        for key in sorted({*a, *b})
+        if a.get(key, "absent") != b.get(key, "absent")
+    ]
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _descend(node, part, ".".join(parents[: depth + 1]), key)
+    if isinstance(node, list):
+        node[_position(node, leaf, key)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise UserError(f"cannot set '{key}': '{'.'.join(parents)}' holds a single value")
+
+
+def _descend(node: Any, part: str, path: str, key: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, key)]
+    if not isinstance(node, dict):
+        raise UserError(f"cannot set '{key}': '{path.rpartition('.')[0]}' holds a single value")
+    if isinstance(node.get(part), str) and part in _BY_NAME:
+        node[part] = {"name": node[part]}
+    if path in {f"branches.{part}", f"inputs.{part}", f"sources.{part}"} and part not in node:
+        raise UserError(
+            f"cannot set '{key}': the recipe has no '{path}'{nearest(part, node)} It has: {', '.join(node) or 'none'}."
+        )
+    if node.get(part) is None:
+        node[part] = {}
+    return node[part]
+
+
+def _position(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"cannot set '{key}': '{part}' is not a position in a list of {len(items)}")
+    return int(part)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, node in tree.items() for k, v in _flatten(node, f"{prefix}{name}.").items()}
+    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        return {k: v for i, node in enumerate(tree) for k, v in _flatten(node, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): tree}
