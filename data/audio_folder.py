@@ -141,7 +141,7 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table in UTF-8: {error}") from error
+        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
     if not rows:
         raise UserError(f"{path} has no rows")
     for column in ("label", "fold", "split", "source"):

@@ -165,7 +165,7 @@ def csv_rows(path: Path, *, one_of: Sequence[str]) -> Iterator[tuple[int, str, M
         one_of: its first line must name one of these columns.
 
     Raises:
-        UserError: no such first line, or a row of another length.
+        UserError: no such first line, a column named twice, or a row of another length.
         OSError, UnicodeDecodeError, csv.Error: not readable as a table.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -174,7 +174,12 @@ def csv_rows(path: Path, *, one_of: Sequence[str]) -> Iterator[tuple[int, str, M
         if header and not {*one_of} & {*header}:
             raise UserError(
                 f"the first line of {path} must name its columns, {' or '.join(one_of)} among them; it has "
-                f"{shorten(header)}"
+                f"{shorten(header)}{_what_to_mend(header, one_of)}"
+            )
+        if twice := duplicates(name for name in header if name):
+            raise UserError(
+                f"the first line of {path} names the column {shorten(twice)} more than once; rename or remove all "
+                "but one"
             )
         for number, cells in enumerate(table):
             where = f"{path}, line {table.line_num}"
@@ -183,6 +188,18 @@ def csv_rows(path: Path, *, one_of: Sequence[str]) -> Iterator[tuple[int, str, M
             if None in cells.values():
                 raise UserError(f"{where}: fewer cells than columns (truncated file?)")
             yield number, where, {key: value for key, value in cells.items() if value.strip()}
+
+
+def _what_to_mend(header: Sequence[str], wanted: Sequence[str]) -> str:
+    """What spreadsheets do to a first line: another separator, spaces, capitals; empty where it is none of them."""
+    if header[0].lower().startswith("sep="):
+        return ". Remove the line 'sep=', and separate the columns by commas"
+    if len(header) == 1 and (found := [mark for mark in (";", "\t") if mark in header[0]]):
+        mark = "a tab" if found[0] == "\t" else f"'{found[0]}'"
+        return f". Its columns are separated by {mark}: save it with commas"
+    if {*wanted} & {name.strip().lower() for name in header}:
+        return ". Names of columns are in lower case, without spaces around them"
+    return ""
 
 
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:

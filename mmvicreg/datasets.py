@@ -74,10 +74,18 @@ def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> Sequen
         UserError: no such fold or split, or nothing in it.
     """
     if not in_folds(dataset):
-        return dataset.samples(split)
+        samples = dataset.samples(split)
+        if not samples:
+            raise UserError(f"the split '{split}' of {dataset.name} at {dataset.root} is empty")
+        return samples
     folds = dataset.splits()
     if fold != "none" and f"fold{fold}" not in folds:
         raise UserError(f"no fold {fold} in {dataset.name} at {dataset.root}; it has {', '.join(folds)}")
+    if folds == (f"fold{fold}",):
+        raise UserError(
+            f"{dataset.name} at {dataset.root} has fold {fold} alone, so that holding it out leaves nothing to train "
+            "on; put its samples into two folds or more, or pretrain on all of them with --fold none"
+        )
     return [sample for name in folds if name != f"fold{fold}" for sample in dataset.samples(name)]
 
 

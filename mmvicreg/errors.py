@@ -9,3 +9,20 @@ class UserError(Exception):
     The message names the thing and the way out, and stands on its own: the command line prints it
     without a traceback and exits with status 2. Anything that is not a ``UserError`` is a bug.
     """
+
+
+def for_want_of_memory(error: BaseException) -> UserError | None:
+    """What to tell the user where torch or numpy could not have the memory they asked for; None for other errors.
+
+    torch's error on a GPU is a ``RuntimeError`` of its own, on a CPU a plain one, told by its words alone (so
+    that nothing here imports torch).
+    """
+    said = str(error).strip().partition("\n")[0]
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    short = isinstance(error, RuntimeError) and any(word in said for word in words)
+    if not (short or isinstance(error, MemoryError)):
+        return None
+    return UserError(
+        f"there is not enough memory ({said or type(error).__name__}); take a smaller batch, shape or width, or train "
+        "the same batch in parts with --micro-batch"
+    )

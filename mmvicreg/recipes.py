@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.explain import explain
-from mmvicreg.registry import nearest
+from mmvicreg.registry import PAIRS, nearest
 
 _BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
 """Parts of a recipe that may be given by their name alone."""
@@ -65,8 +65,8 @@ def load_recipe(
         settings: ``--set`` arguments; the value is parsed as YAML.
 
     Raises:
-        UserError: unreadable YAML, a malformed setting, an unknown key (the nearest valid one is named)
-            or a value out of range.
+        UserError: unreadable YAML, a recipe of another pair than the overrides', a malformed setting, an
+            unknown key (the nearest valid one is named) or a value out of range.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -76,6 +76,10 @@ def load_recipe(
         raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"the recipe {path} is not a mapping of keys to values")
+    asked, own = (overrides or {}).get("pair"), tree.get("pair")
+    if asked is not None and own in PAIRS and own != asked:
+        # its branches would train all the same, under the name of a pair that they are not
+        raise UserError(f"the recipe {path} is for the pair {own}, and --pair is {asked}; give --pair {own}")
     for key, value in (overrides or {}).items():
         _assign(tree, key, value)
     for setting in settings:

@@ -6,8 +6,10 @@ import functools
 import shutil
 from pathlib import Path
 
+import data_layouts as layouts
 import pytest
 
+from mmvicreg.data.manifest import Manifest
 from mmvicreg.data.shapes import Shapes
 from mmvicreg.data.tones import Tones
 from mmvicreg.datasets import (
@@ -134,6 +136,15 @@ def test_no_fold_held_out_is_everything_and_an_absent_one_an_error(tiny_tones: P
     for fold in (0, 6):
         with pytest.raises(UserError, match=rf"no fold {fold} in tones .*fold1, .*fold5"):
             training_samples(dataset, split="train", fold=fold)
+
+
+def test_holding_out_the_only_fold_is_refused(tmp_path: Path) -> None:
+    clip = layouts.recording(tmp_path / "a.wav")
+    table = layouts.write_csv(tmp_path / "m.csv", [{"audio": clip.name, "label": "dog", "fold": 1}])
+    dataset = Manifest(table)
+    with pytest.raises(UserError, match=r"manifest at .*m\.csv has fold 1 alone.*--fold none"):
+        training_samples(dataset, split="train", fold=1)
+    assert len(training_samples(dataset, split="train", fold="none")) == 1
 
 
 def test_data_in_splits_ignores_the_fold(tiny_shapes: Path) -> None:

@@ -13,7 +13,7 @@ import mmvicreg.cli.evaluate as evaluate
 import mmvicreg.cli.export as export
 import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.train as train
-from mmvicreg.errors import UserError
+from mmvicreg.errors import UserError, for_want_of_memory
 
 app = typer.Typer(
     name="mmvicreg",
@@ -51,6 +51,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        if (short := for_want_of_memory(error)) is None:
+            raise
+        print(f"error: {short}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

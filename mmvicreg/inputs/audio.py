@@ -116,7 +116,7 @@ class AudioInput(Input):
     def _read(self, sample: Sample) -> Waveform:
         """The whole recording, int16 ``(samples,)``, perhaps read-only."""
         if sample.audio is None:
-            raise UserError(f"sample '{sample.id}' has no recording")
+            raise UserError(f"sample '{sample.id}' has no recording; choose a --dataset that has recordings")
         rate = self.config.sample_rate
         mapped = audio_cache.read(sample.audio, sample_rate=rate) if self.config.cache else None
         return read_recording(sample.audio, sample_rate=rate) if mapped is None else mapped

@@ -131,7 +131,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _picture(sample: Sample) -> Image.Image:
     if sample.image is None:
-        raise UserError(f"sample '{sample.id}' has no picture")
+        raise UserError(f"sample '{sample.id}' has no picture; choose a --dataset that has pictures")
     return decode_image(sample.image)
 
 

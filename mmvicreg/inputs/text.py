@@ -86,7 +86,7 @@ class TextInput(Input):
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``ids``: int64 ``(length,)``; ``length``: int64 scalar."""
         if not sample.captions:
-            raise UserError(f"sample '{sample.id}' has no caption")
+            raise UserError(f"sample '{sample.id}' has no caption; choose a --dataset that has captions")
         if caption is None:
             caption = 0 if rng is None else int(rng.integers(len(sample.captions)))
         return self.encode(sample.captions[caption], where=f"caption {caption + 1} of sample '{sample.id}'")

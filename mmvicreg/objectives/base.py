@@ -194,7 +194,7 @@ class Objective(nn.Module, ABC):
     def _batch(
         self, embeddings: Mapping[str, Tensor] | Tensor, other: Tensor | None
     ) -> tuple[dict[str, Tensor], Graph]:
-        if isinstance(embeddings, Tensor):
+        if not isinstance(embeddings, Mapping):
             if other is None:
                 raise UserError("one tensor is not a pair: pass two, or a mapping from node names to tensors")
             embeddings = {"a": embeddings, "b": other}
@@ -245,6 +245,9 @@ def check_embeddings(embeddings: Mapping[str, Tensor]) -> None:
     """Raise :class:`UserError` unless every embedding is ``(n, d)``, floating, and of one n and device."""
     if not embeddings:
         raise UserError("no embeddings were passed")
+    for name, z in embeddings.items():
+        if not isinstance(z, Tensor):
+            raise UserError(f"embedding '{name}' must be a float tensor (n, d), got {type(z).__name__}")
     first_name, first = next(iter(embeddings.items()))
     for name, z in embeddings.items():
         if z.ndim != 2 or not z.is_floating_point() or z.shape[1] == 0:
@@ -259,7 +262,10 @@ def check_embeddings(embeddings: Mapping[str, Tensor]) -> None:
 
 
 def select_embeddings(embeddings: Mapping[str, Tensor], graph: Graph) -> dict[str, Tensor]:
-    """The embeddings of the graph's nodes, in the graph's order; :class:`UserError` where one is missing."""
+    """The embeddings of the graph's nodes, in the graph's order; :class:`UserError` where one is missing.
+
+    Where one is float64 all become so: products of two types are errors in torch.
+    """
     for node in graph.nodes:
         if node.name not in embeddings:
             raise UserError(f"no embedding for '{node.name}' among {', '.join(embeddings)}")
@@ -268,7 +274,10 @@ def select_embeddings(embeddings: Mapping[str, Tensor], graph: Graph) -> dict[st
                 f"embedding '{node.name}' has {embeddings[node.name].shape[1]} dimensions, "
                 f"its branch was declared with {node.width}"
             )
-    return {node.name: embeddings[node.name] for node in graph.nodes}
+    found = {node.name: embeddings[node.name] for node in graph.nodes}
+    if any(z.dtype == torch.float64 for z in found.values()):
+        found = {name: z.double() for name, z in found.items()}
+    return found
 
 
 def _locate(batch: Mapping[str, Tensor], sizes: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from mmvicreg.errors import UserError
+from mmvicreg.errors import UserError, for_want_of_memory
 from mmvicreg.training.distributed import (
     World,
     check_devices,
@@ -145,6 +145,11 @@ def _enter(notes: str, function: Callable[..., Any], arguments: Any, options: An
         return function(*arguments, **options)
     except UserError as error:
         (Path(notes) / f"error-{rank}").write_text(str(error), encoding="utf-8")
+        _leave(2)
+    except (MemoryError, RuntimeError) as error:
+        if (short := for_want_of_memory(error)) is None:
+            raise
+        (Path(notes) / f"error-{rank}").write_text(str(short), encoding="utf-8")
         _leave(2)
     except Stopped as stopped:
         (Path(notes) / f"signal-{rank}").write_text(str(stopped.signal), encoding="utf-8")

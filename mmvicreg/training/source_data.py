@@ -14,6 +14,7 @@ from mmvicreg.config import Recipe
 from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
+from mmvicreg.registry import DATASETS
 from mmvicreg.samples import Sample
 from mmvicreg.skipped import Skipped
 from mmvicreg.sources import FIRST
@@ -162,6 +163,16 @@ def _fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
 
 def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample]:
     config = recipe.dataset
+    # the run's pair is one of its first source; what another source pairs, its inputs say
+    pair = recipe.pair if source == FIRST else _PAIR_OF.get(frozenset(recipe.inputs), "")
+    pairs: tuple[str, ...] = DATASETS.load(config.name).pairs
+    if pair and pair not in pairs:  # asked before it is opened: that may make it, which takes minutes
+        raise UserError(
+            f"the data set {config.name} is for {' and '.join(pairs) or 'evaluation'}, not for {pair}; "
+            "choose another --dataset or --pair"
+            if source == FIRST
+            else f"the data set {config.name} is for {' and '.join(pairs)}, and its edges make {pair}"
+        )
     try:
         dataset = open_dataset(config.name, root=Path(config.root) if config.root is not None else None)
     except UserError as error:
@@ -170,15 +181,6 @@ def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample
         raise UserError(
             f"{error} Where this source is: {_place(source)} (--data-root is that of the first data set)"
         ) from error
-    # the run's pair is one of its first source; what another source pairs, its inputs say
-    pair = recipe.pair if source == FIRST else _PAIR_OF.get(frozenset(recipe.inputs), "")
-    if pair and pair not in dataset.pairs:
-        raise UserError(
-            f"the data set {config.name} is for {' and '.join(dataset.pairs)}, not for {pair}; "
-            "choose another --dataset or --pair"
-            if source == FIRST
-            else f"the data set {config.name} is for {' and '.join(dataset.pairs)}, and its edges make {pair}"
-        )
     samples = training_samples(dataset, split=config.train_split, fold=config.fold)
     if main:
         for note in dataset.notes:

@@ -137,6 +137,7 @@ def test_without_lightly_its_rows_are_left_out(
         (["--shapes", "2x8", "--processes", "2"], ["2 samples", "2 processes"]),
         (["--processes", "0"], ["--processes", "'0'"]),
         (["--processes", "1,two"], ["--processes", "'two'"]),
+        (["--shapes", "9999999999x9999", "--repeats", "1"], ["not enough memory"]),
         (["--peers", "authors,solo"], ["'solo'", "solo-learn"]),
         (["--precision", "fp16"], ["'fp16'", "bf16"]),
         (["--precision", "tf32"], ["tf32", "--device cuda"]),

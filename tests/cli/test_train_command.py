@@ -143,6 +143,31 @@ def test_missing_data_is_named_with_the_command_that_gets_it(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("pair", "own"),
+    [("image-image", "image-text"), ("image-text", "image-image"), ("image-text", "wave-mel")],
+)
+def test_a_recipe_of_another_pair_is_refused_by_both_names(train: Command, pair: str, own: str) -> None:
+    name = {"wave-mel": "tones"}.get(own, "shapes")
+    said = train("--pair", pair, "--recipe", recipe_path(own, name, None), "--out", "run")
+    refused(said, rf"{name}\.yaml is for the pair {own}, and --pair is {pair}; give --pair {own}")
+    assert not Path("run").exists()
+
+
+def test_data_of_another_pair_is_refused_before_it_is_made(train: Command, tmp_path: Path) -> None:
+    recipe = recipe_path("image-text", "shapes", None)
+    said = train("--pair", "image-text", "--dataset", "tones", "--recipe", recipe, "--out", "run")
+    refused(said, "the data set tones is for wave-mel, not for image-text")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_want_of_memory_is_told_without_a_traceback(train: Command, tiny_shapes: Path) -> None:
+    width = 10**13  # more bytes than any machine addresses, so that none tries
+    flags = as_flags("image-text", tiny_shapes, f"branches.image.expander.widths=[{width}, 32]")
+    refused(train(*flags, "--workers", "0", "--out", "run"), "not enough memory", "--micro-batch")
+    assert not Path("run").exists()
+
+
 def test_data_of_another_kind_or_too_little_leaves_no_run_behind(
     train: Command, tiny_shapes: Path, tiny_tones: Path
 ) -> None:

@@ -150,6 +150,11 @@ def test_missing_files(tmp_path: Path) -> None:
         ("m.csv", "image,caption\n", "has no rows"),
         ("m.csv", "a.jpg,a dog\nb.jpg,a cat\n", "must name its columns"),
         ("m.csv", "image,caption\na.jpg,a dog, running\n", "line 2: more cells than columns"),
+        ("m.csv", "image;caption\na.jpg;a dog\n", "separated by ';': save it with commas"),
+        ("m.csv", "image\tcaption\na.jpg\ta dog\n", "separated by a tab: save it with commas"),
+        ("m.csv", "sep=;\nimage;caption\na.jpg;a dog\n", "Remove the line 'sep='"),
+        ("m.csv", "Image, Caption\na.jpg,a dog\n", "in lower case, without spaces"),
+        ("m.csv", "image,caption,caption\na.jpg,a dog,test\n", "names the column caption more than once"),
         ("m.csv", 'image,caption,split\na.jpg,x,train\nb.jpg,"tru', "truncated|unexpected end"),
         ("m.csv", "image,caption,split\na.jpg\n", "line 2: fewer cells"),
         ("m.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b', "line 2 is not JSON"),
@@ -161,6 +166,14 @@ def test_broken_files(tmp_path: Path, name: str, text: str, message: str) -> Non
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         Manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_told_which_one_to_take(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("image,caption\na.jpg,ein Mädchen\n", encoding=encoding)
+    with pytest.raises(UserError, match=r"m\.csv cannot be read as a table.*save it in UTF-8"):
+        Manifest(path)
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_half_precision_input_is_computed_in_float32(case: str) -> None:
 
 
 @every_case
+def test_one_branch_in_float64_takes_the_other_along(case: str) -> None:
+    a, b = pair(12, 16)
+    single = a.float().requires_grad_()
+    output = CASES[case][0]()(single, b)
+    expected = float(CASES[case][1](single.detach().double(), b))
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-6)
+    assert torch.autograd.grad(output.loss, single)[0].dtype == torch.float32
+
+
+@every_case
 def test_gradcheck_and_symmetry(case: str) -> None:
     objective = CASES[case][0]()
     a, b = (x.requires_grad_() for x in pair(6, 4))

@@ -281,6 +281,10 @@ def test_bad_input_is_named() -> None:
         objective(a.long(), b)
     with pytest.raises(UserError, match="float tensor"):
         objective(a[0], b[0])
+    with pytest.raises(UserError, match=r"'a' must be a float tensor \(n, d\), got ndarray"):
+        objective(a.numpy(), b.numpy())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"'b' must be a float tensor \(n, d\), got list"):
+        objective(a, b.tolist())
     with pytest.raises(UserError, match="takes the embeddings 'a' and 'b', got image"):
         objective({"image": a, "text": b})
     with pytest.raises(UserError, match="no embedding for 'text'"):
