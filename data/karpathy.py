@@ -2,7 +2,7 @@
 
 From https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json, dataset_flickr8k.json,
 dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?, "split", "sentences":
-[{"raw", "tokens", "sentid"?}], "cocoid"?}]}``.
+[{"raw", "tokens", "sentid"?}], "imgid"?, "cocoid"?}]}``.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ class KarpathyFile:
             raise UserError(
                 f"{path} lists the same file under several ids, perhaps in two splits: {shorten(twice)}"
             )
+        for key, numbers in (
+            ("imgid", (entry.number for entry in entries if entry.number is not None)),
+            ("sentid", (number for entry in entries for number in entry.caption_ids)),
+        ):
+            if twice := duplicates(numbers):
+                raise UserError(f"{path} gives the same {key} twice: {shorten(twice)}. {card.way_out(root)}")
         self.splits = tuple(sorted(self._images, key=_order))
         whole = next(iter(card.counts.values()), {})
         self.notes = tuple(
@@ -93,7 +99,7 @@ class KarpathyFile:
 class _Entry:
     """One picture of the list."""
 
-    __slots__ = ("caption_ids", "captions", "filepath", "id", "name", "split")
+    __slots__ = ("caption_ids", "captions", "filepath", "id", "name", "number", "split")
 
     def __init__(self, image: Any, position: int, source: Path) -> None:
         if not isinstance(image, Mapping):
@@ -101,6 +107,7 @@ class _Entry:
         self.name = check_inside(image.get("filename"), source)
         self.filepath = check_inside(image["filepath"], source) if image.get("filepath") else ""
         self.id = str(image.get("cocoid", self.name))
+        self.number = None if image.get("imgid") is None else str(image["imgid"])
         split, sentences = image.get("split"), image.get("sentences")
         if not isinstance(split, str) or not split:
             raise UserError(f"{source}: the picture '{self.name}' has no split")

@@ -55,9 +55,10 @@ def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
     sweep = read_sweep(sweep_path("flickr8k-methods"))
     base = base_recipe(sweep)
     methods = {name: plan[0] for name, plan in recipes(sweep).items()}
-    assert list(methods) == ["vicreg", "barlow_twins", "vse", "simclr"]
+    assert list(methods) == ["vicreg", "barlow_twins", "vse", "vse0", "simclr"]
+    assert methods["vse0"].objective == methods["vse"].objective | {"negatives": "all"}
     for name, recipe in methods.items():
-        assert recipe.objective["name"] == name
+        assert recipe.objective["name"] == name.removesuffix("0")
         assert recipe.model_copy(update={"objective": base.objective}) == base
         assert other_settings(base, recipe) == []
     assert method_settings(methods["vse"]) == "vse (margin 0.2, negatives hardest, reduction sum)"

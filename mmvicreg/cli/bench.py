@@ -167,6 +167,8 @@ def _check_folder(json_file: str | None) -> None:
     """Refuse a file that could not be written before anything is measured."""
     if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: there is no folder {Path(str(json_file)).absolute().parent}")
+    if json_file not in (None, "-") and Path(str(json_file)).is_dir():
+        raise UserError(f"--json {json_file} is a folder; name a file in it")
 
 
 def _tell(rows: list[dict[str, Any]], table: Any, json_file: str | None) -> None:

@@ -117,11 +117,12 @@ def recall_at_k(ranks: npt.ArrayLike, k: int) -> float:
         k: at least 1.
 
     Raises:
-        UserError: no ranks, not one row of them, one that is negative or NaN, or ``k < 1``.
+        UserError: no ranks, not one row of them, one that is negative or NaN, or a ``k`` that is not a whole
+            number of at least 1.
     """
     values = _checked_ranks(ranks)
-    if k < 1:
-        raise UserError(f"recall at k needs k of at least 1, got {k}")
+    if k < 1 or k != int(k):
+        raise UserError(f"recall at k needs a whole number k of at least 1, got {k}")
     return 100.0 * float(np.clip(k - values, 0.0, 1.0).mean())
 
 

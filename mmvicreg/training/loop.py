@@ -102,6 +102,10 @@ class Trainer:
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
         training = self.recipe.training
+        if self.epoch >= training.epochs and self.world.is_main:
+            say(
+                f"the run {self.run.path} has finished its {training.epochs} epochs; nothing is left to train"
+            )
         self._on_main(self._open_log)
         steps = len(self.loader)
         with stop_signals() as stop, self._bar(steps) as bar:
@@ -292,6 +296,12 @@ class Trainer:
             for source, graph in model.graphs.items() if self.world.is_main else ():
                 for warning in model.objective_of(source).warnings(graph):
                     say(f"warning: {f'source {source}: ' if source else ''}{warning}")
+            warmup = self.recipe.schedule.warmup_epochs
+            if self.world.is_main and 0 < training.epochs <= warmup:
+                say(
+                    f"warning: the warm-up (schedule.warmup_epochs {warmup:g}) is as long as the run (training.epochs "
+                    f"{training.epochs}), so that the rate hardly reaches optimizer.lr"
+                )
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)
         if training.channels_last:

@@ -86,6 +86,11 @@ def edit(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
         (lambda i: i[1].pop("filename"), "file name is missing"),
         (lambda i: i[1].update(filename="/etc/passwd"), "leads outside"),
         (lambda i: i.append(i[1]), r"lists pictures twice: p1\.jpg"),
+        (lambda i: i[2].update(imgid=i[1]["imgid"]), "gives the same imgid twice: 1"),
+        (
+            lambda i: [sentence.update(sentid=7) for image in i for sentence in image["sentences"]],
+            "gives the same sentid twice: 7",
+        ),
         (lambda i: i.append("p9.jpg"), "entry 6 of 'images' is not an object"),
         (lambda i: i.clear(), "not in Karpathy's form"),
     ],

@@ -13,6 +13,9 @@ from mmvicreg.branches.model import build_graph
 from mmvicreg.branches.norm import GlobalBatchNorm
 from mmvicreg.config import Recipe, ScheduleConfig
 from mmvicreg.inputs.tokenizers import WordTokenizer
+from mmvicreg.runs import create_run
+from mmvicreg.training.distributed import World
+from mmvicreg.training.loop import Trainer
 from mmvicreg.training.optim import build_optimizer, rate_factor
 from mmvicreg.training.setup import build_model, restore_inputs
 
@@ -138,3 +141,17 @@ def test_an_edge_to_itself_shares_the_weights_between_two_views() -> None:
     assert set(output.embeddings) == {"image/0", "image/1", "text"}
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(
+    tiny_shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for epochs in (1, 2):
+        recipe = tiny_recipe(
+            "image-text", tiny_shapes, f"training.epochs={epochs}", "schedule.warmup_epochs=1"
+        )
+        run = create_run(tmp_path / str(epochs), recipe)
+        Trainer(run, World(0, 1, 0, torch.device("cpu")), resume=False, workers=0)
+        told.append("warm-up (schedule.warmup_epochs 1)" in capsys.readouterr().err.replace("\n", " "))
+    assert told == [True, False]

@@ -135,7 +135,10 @@ def test_a_run_of_another_recipe_is_not_resumed(tiny_shapes: Path, uninterrupted
 
 def test_a_finished_run_is_left_as_it_is(tiny_shapes: Path, uninterrupted: Path) -> None:
     before = last_state(uninterrupted)
-    subprocess.run(command(tiny_shapes, uninterrupted, "--resume"), check=True, capture_output=True)
+    done = subprocess.run(
+        command(tiny_shapes, uninterrupted, "--resume"), check=True, capture_output=True, text=True
+    )
+    assert "has finished its 12 epochs; nothing is left to train" in done.stderr
     assert same(before, last_state(uninterrupted))
 
 
