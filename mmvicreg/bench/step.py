@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mmvicreg.bench import input as pictures
 from mmvicreg.bench import lars, peers
 from mmvicreg.bench.measure import peak_memory
+from mmvicreg.branches.expander import expand
 from mmvicreg.branches.model import Batch, JointModel, build_inputs
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
@@ -119,7 +120,8 @@ class Ours:
         views = self.views()
         watch("augment")
         with self.model.arithmetic(self.batch.index.device):
-            z = {f"image/{view}": branch.expander(branch.encoder(x)) for view, x in enumerate(views)}
+            embedded = expand(branch.expander, [branch.encoder(x) for x in views])
+            z = {f"image/{view}": embedding for view, embedding in enumerate(embedded)}
         watch("forward")
         leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
         torch.autograd.backward(self.model.judge(leaves, {}, {}).loss)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvicreg.config import ExpanderConfig
 
@@ -24,3 +28,27 @@ def expander(in_features: int, config: ExpanderConfig) -> nn.Sequential:
         width = out
     layers.append(nn.Linear(width, config.widths[-1], bias=config.last_bias))
     return nn.Sequential(*layers)
+
+
+def expand(layers: nn.Sequential, views: Sequence[Tensor]) -> list[Tensor]:
+    """What :func:`expander`'s layers make of several views, each as if it had been alone.
+
+    A linear layer takes the rows of all views at once: a weight of 8192 x 8192 is then read, and its gradient
+    written, once instead of once a view, which is most of a step with small batches. Only BatchNorm, whose
+    statistics are a view's own, is given one view after the other.
+
+    Args:
+        layers: the branch's expander.
+        views: representations ``(n_i, features)`` of nodes that share it.
+
+    Returns:
+        The embeddings ``(n_i, width)``, in the same order.
+    """
+    if len(views) == 1:
+        return [layers(views[0])]
+    sizes = [len(view) for view in views]
+    x = torch.cat(list(views))
+    for layer in layers:
+        apart = isinstance(layer, _BatchNorm)
+        x = torch.cat([layer(view) for view in torch.split(x, sizes)]) if apart else layer(x)
+    return list(torch.split(x, sizes))

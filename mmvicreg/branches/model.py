@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvicreg import registry
-from mmvicreg.branches.expander import expander
+from mmvicreg.branches.expander import expand, expander
 from mmvicreg.branches.init import start_encoder
 from mmvicreg.branches.target import follow, momentum_at, move, moving_copy
 from mmvicreg.branches.weights import load_strictly
@@ -257,9 +257,14 @@ class JointModel(nn.Module):
         embeddings: dict[str, Tensor] = {}
         representations: dict[str, Tensor] = {}
         with self.arithmetic(batch.index.device):
+            shared: dict[str, list[str]] = {}
             for node in self.graphs[source].nodes:
                 item = batch.views[view_key(self.recipe, node)]
-                representations[node.name], embeddings[node.name] = self.branch(node.branch)(item)
+                representations[node.name] = self.branch(node.branch).represent(item)
+                shared.setdefault(node.branch, []).append(node.name)
+            for branch, nodes in shared.items():
+                views = expand(self.branch(branch).expander, [representations[node] for node in nodes])
+                embeddings.update(zip(nodes, views, strict=True))
         return embeddings, representations
 
     def embed_targets(self, batch: Batch, source: str = FIRST) -> dict[str, Tensor]:

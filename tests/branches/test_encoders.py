@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import http.server
 import json
@@ -16,7 +17,7 @@ from tiny import tiny_bert
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmvicreg.branches.expander import expander
+from mmvicreg.branches.expander import expand, expander
 from mmvicreg.branches.frontends import TextBatch
 from mmvicreg.branches.gru import GRUText
 from mmvicreg.branches.resnet import ResNet18, ResNet50
@@ -221,3 +222,22 @@ def test_expander_has_batchnorm_on_inner_layers_only_and_no_last_bias() -> None:
     plain = expander(7, ExpanderConfig(widths=[5, 4], norm="none", last_bias=True))
     assert [type(m).__name__ for m in plain] == ["Linear", "ReLU", "Linear"]
     assert plain[-1].bias is not None
+
+
+@pytest.mark.parametrize("norm", ["batchnorm", "none"])
+def test_views_that_share_an_expander_are_embedded_as_if_alone(norm: str) -> None:
+    layers = expander(6, ExpanderConfig.model_validate({"widths": [9, 9, 5], "norm": norm})).double()
+    alone = copy.deepcopy(layers)
+    views = [torch.randn(n, 6, dtype=torch.float64) + n for n in (7, 4, 7)]
+    together = expand(layers, views)
+    separate = [alone(view) for view in views]
+    for a, b in zip(together, separate, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for views in (together, separate):
+        torch.stack([z.square().mean() * (i + 1) for i, z in enumerate(views)]).sum().backward()
+    for a, b in zip(layers.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12)
+    for a, b in zip(
+        layers.buffers(), alone.buffers(), strict=True
+    ):  # running statistics, one view after the other
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
