@@ -41,7 +41,7 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'
 
-flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SWEEP=flickr8k.
+flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, VSE0, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SWEEP=flickr8k.
 	@[ -n "$(FLICKR8K)" ] || { echo "make flickr8k needs FLICKR8K=DIR, the folder of dataset_flickr8k.json and its" \
 	  "pictures (mmvicreg data info flickr8k says where they come from)" >&2; exit 2; }
 	$(RUN) mmvicreg sweep "$(or $(SWEEP),flickr8k-methods)" --data-root "$(FLICKR8K)" \
