@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmvicreg import registry
 from mmvicreg.datasets import cache_folder
-from mmvicreg.errors import UserError
+from mmvicreg.errors import UserError, for_want_of_memory
 
 WAY_OUT = "give the path of a downloaded file, or train from scratch with weights: none"
 AUTHORS_PREFIX = "module.backbone."
@@ -118,6 +118,8 @@ def _read(path: Path, source: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # disk, zip, pickle, torch and safetensors errors share no base
+        if (short := for_want_of_memory(error)) is not None:
+            raise short from error
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
         elif "weights_only" in str(error) or "Unsupported" in str(error):

@@ -121,7 +121,7 @@ def recall_at_k(ranks: npt.ArrayLike, k: int) -> float:
             number of at least 1.
     """
     values = _checked_ranks(ranks)
-    if k < 1 or k != int(k):
+    if k < 1 or not float(k).is_integer():
         raise UserError(f"recall at k needs a whole number k of at least 1, got {k}")
     return 100.0 * float(np.clip(k - values, 0.0, 1.0).mean())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmvicreg.errors import UserError
+from mmvicreg.errors import UserError, for_want_of_memory
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, as data only: a file that holds code is refused.
 
     Raises:
-        UserError: the file is missing, truncated, of another kind, or holds code.
+        UserError: the file is missing, unreadable, truncated, of another kind, or holds code; or too little memory.
     """
     others = [other.name for other in list_checkpoints(path.parent) if other != path]
     way_out = (
@@ -80,7 +80,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the checkpoint {path}: {error.strerror or error}; make it readable"
+        ) from error
     except Exception as error:  # zip, pickle and torch errors share no base
+        if (short := for_want_of_memory(error)) is not None:
+            raise short from error
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds code or unknown objects, which are never run"
         else:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from file_server import Server, serving
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,46 +22,12 @@ from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
 
-class _Server(http.server.BaseHTTPRequestHandler):
-    """Serves ``files``; the first answer to ``/cut/...`` stops half way."""
-
-    files: dict[str, bytes]
-    asked: list[tuple[str, str | None]]
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self.asked.append((self.path, self.headers.get("Range")))
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        content = self.files.get(self.path.rpartition("/")[2])
-        if content is None:
-            self.send_error(404)
-            return
-        start = int(str(self.headers.get("Range", "bytes=0-"))[6:-1])
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if body:
-            cut = self.path.startswith("/cut/") and not start
-            self.wfile.write(content[start : len(content) // 2 if cut else None])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[_Server]]]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine, and a cache of this test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    handler = type("Handler", (_Server,), {"files": {}, "asked": []})
-    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}", handler
-    served.shutdown()
+    with serving() as state:
+        yield state
 
 
 def saved(state: object, path: Path) -> bytes:
@@ -70,52 +35,48 @@ def saved(state: object, path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_a_transfer_that_broke_is_continued_and_kept(
-    server: tuple[str, type[_Server]], tmp_path: Path
-) -> None:
-    base, handler = server
-    handler.files["a.pth"] = saved({"w": torch.arange(3000.0)}, tmp_path / "a.pth")
-    half = len(handler.files["a.pth"]) // 2
+def test_a_transfer_that_broke_is_continued_and_kept(server: Server, tmp_path: Path) -> None:
+    server.files["a.pth"] = saved({"w": torch.arange(3000.0)}, tmp_path / "a.pth")
+    half = len(server.files["a.pth"]) // 2
+    server.cut = [half]
     for _ in range(2):
-        assert torch.equal(read_weights(f"{base}/cut/a.pth")["w"], torch.arange(3000.0))
-    assert handler.asked == [("/cut/a.pth", None), ("/cut/a.pth", f"bytes={half}-")]
+        assert torch.equal(read_weights(f"{server.url}/a.pth")["w"], torch.arange(3000.0))
+    assert server.asked == [("/a.pth", None), ("/a.pth", f"bytes={half}-")]
 
 
-def test_files_of_one_name_from_two_places_are_two(server: tuple[str, type[_Server]], tmp_path: Path) -> None:
-    base, handler = server
-    handler.files["resnet50.pth"] = saved({"w": torch.zeros(1)}, tmp_path / "one")
-    read_weights(f"{base}/mine/resnet50.pth")
-    handler.files["resnet50.pth"] = saved({"w": torch.ones(1)}, tmp_path / "two")
-    assert read_weights(f"{base}/theirs/resnet50.pth")["w"].item() == 1
-    assert read_weights(f"{base}/mine/resnet50.pth")["w"].item() == 0
+def test_files_of_one_name_from_two_places_are_two(server: Server, tmp_path: Path) -> None:
+    server.files["mine/resnet50.pth"] = saved({"w": torch.zeros(1)}, tmp_path / "one")
+    read_weights(f"{server.url}/mine/resnet50.pth")
+    server.files["theirs/resnet50.pth"] = saved({"w": torch.ones(1)}, tmp_path / "two")
+    assert read_weights(f"{server.url}/theirs/resnet50.pth")["w"].item() == 1
+    assert read_weights(f"{server.url}/mine/resnet50.pth")["w"].item() == 0
 
 
-def test_a_checksum_in_the_name_is_checked(server: tuple[str, type[_Server]], tmp_path: Path) -> None:
-    base, handler = server
+def test_a_checksum_in_the_name_is_checked(server: Server, tmp_path: Path) -> None:
     content = saved({"w": torch.zeros(1)}, tmp_path / "x")
     digest = hashlib.sha256(content).hexdigest()[:8]
-    handler.files[f"net-{digest}.pth"] = content
-    handler.files["net-01234567.pth"] = content
-    assert fetch(f"{base}/net-{digest}.pth").read_bytes() == content
+    server.files[f"net-{digest}.pth"] = content
+    server.files["net-01234567.pth"] = content
+    assert fetch(f"{server.url}/net-{digest}.pth").read_bytes() == content
     with pytest.raises(UserError, match=rf"came with the sha256 {digest}\.\.\., and its name says 01234567"):
-        fetch(f"{base}/net-01234567.pth")
+        fetch(f"{server.url}/net-01234567.pth")
     assert not list((tmp_path / "cache").rglob("net-01234567.pth"))
 
 
-def test_a_server_that_refuses_is_named_with_what_it_says(server: tuple[str, type[_Server]]) -> None:
+def test_a_server_that_refuses_is_named_with_what_it_says(server: Server) -> None:
     with pytest.raises(UserError, match=r"/nothing\.pth answers 404 Not Found; give the path of"):
-        read_weights(f"{server[0]}/nothing.pth")
+        read_weights(f"{server.url}/nothing.pth")
 
 
 def test_imagenet_weights_come_from_where_torchvision_says(
-    server: tuple[str, type[_Server]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert weights.imagenet_url("resnet18") == torchvision.models.ResNet18_Weights.DEFAULT.url
     with pytest.raises(UserError, match="torchvision has no ImageNet weights for resnet50x2"):
         ResNet50x2(ResNet50x2.Config(weights="imagenet"), InputSpec("image", channels=3))
     reference = torchvision.models.resnet18()
-    server[1].files["resnet18.pth"] = saved(reference.state_dict(), tmp_path / "r")
-    where = f"{server[0]}/resnet18.pth"
+    server.files["resnet18.pth"] = saved(reference.state_dict(), tmp_path / "r")
+    where = f"{server.url}/resnet18.pth"
     monkeypatch.setattr("mmvicreg.branches.resnet.imagenet_url", {"resnet18": where}.__getitem__)
     encoder = ResNet18(ResNet18.Config(weights="imagenet"), InputSpec("image", channels=3)).eval()
     reference.fc = nn.Identity()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from fractions import Fraction
 
@@ -294,8 +295,9 @@ def test_recall_counts_ranks_below_k_and_half_of_a_tie_across_the_border() -> No
     assert recall_at_k(ranks, 1) == pytest.approx(100 * 1.5 / 6)
     assert recall_at_k(ranks, 5) == pytest.approx(100 * 4 / 6)
     assert recall_at_k(torch.tensor(ranks), 10) == pytest.approx(100 * 4.5 / 6)
-    with pytest.raises(UserError, match=r"whole number k of at least 1, got 1\.5"):
-        recall_at_k(ranks, 1.5)  # type: ignore[arg-type]
+    for k in (1.5, math.nan, math.inf):
+        with pytest.raises(UserError, match=f"whole number k of at least 1, got {k}"):
+            recall_at_k(ranks, k)  # type: ignore[arg-type]
     assert median_rank(ranks) == 3.5
     assert mean_rank(ranks) == pytest.approx(25 / 6 + 1)
 

@@ -46,6 +46,27 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path, capsys: pytest.Captur
     assert "code ran" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied; make it readable"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory"),
+        (MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_a_whole_checkpoint_is_never_called_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, message: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise fault
+
+    path = save_checkpoint(tmp_path, 1, {"a": 1}, keep=2)
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(UserError, match=message) as caught:
+        load_checkpoint(path)
+    assert "remove it" not in str(caught.value)
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "step-000000001.pt"
     torch.save({"state_dict": {}}, path)
