@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mmvicreg.datasets import evaluation_split, in_folds, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.eval.output import bad_sample_flag
 from mmvicreg.eval.tasks import labels_of
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
@@ -45,7 +46,7 @@ class DataOptions:
             "data-root": self.root,
             "split": self.split,
             "train-split": self.train_split,
-            "on-bad-sample": None if self.on_bad_sample == "error" else self.on_bad_sample,
+            **bad_sample_flag(self.on_bad_sample),
         }
 
 

@@ -28,7 +28,7 @@ from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
@@ -257,7 +257,6 @@ def _command(
     supervised: bool = False,
 ) -> str:
     options: dict[str, object] = {"fold": fold, "data-root": data_root, "dataset": dataset}
-    options |= {"on-bad-sample": None if on_bad_sample == "error" else on_bad_sample}
-    command = command_line("linear", path, options)
+    command = command_line("linear", path, options | bad_sample_flag(on_bad_sample))
     others = [word for other in compare for word in ("--compare", str(other))]
     return shlex.join([*shlex.split(command), *others, *(["--supervised"] if supervised else [])])

@@ -17,6 +17,7 @@ from rich.console import Console
 import mmvicreg
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run
+from mmvicreg.skipped import OnBadSample
 
 Report = dict[str, Any]
 """A result as it stands in JSON."""
@@ -56,6 +57,11 @@ def command_line(protocol: str, path: Path, options: Mapping[str, object]) -> st
         if value is not None:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
+
+
+def bad_sample_flag(on_bad_sample: OnBadSample) -> dict[str, str]:
+    """``--on-bad-sample`` among :func:`command_line`'s options, where it is not the default."""
+    return {} if on_bad_sample == "error" else {"on-bad-sample": on_bad_sample}
 
 
 def origin(run: Run, command: str) -> Report:

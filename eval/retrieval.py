@@ -20,7 +20,7 @@ from mmvicreg.config import EdgeConfig, EvaluationConfig
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
-from mmvicreg.eval.output import Report, command_line, console, origin, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, console, origin, write_report
 from mmvicreg.eval.ranking import (
     Found,
     SearchName,
@@ -110,7 +110,7 @@ class Settings:
         options = {"split": split, "protocol": self.protocol, "data-root": self.data_root}
         options |= {"dataset": self.dataset, "space": self.space, "similarity": self.similarity}
         options |= {"search": None if self.search == "auto" else self.search}
-        options |= {"on-bad-sample": None if self.on_bad_sample == "error" else self.on_bad_sample}
+        options |= bad_sample_flag(self.on_bad_sample)
         return command_line("retrieval", run.path, options)
 
 

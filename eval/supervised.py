@@ -26,6 +26,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
 from mmvicreg.eval.output import (
     Report,
+    bad_sample_flag,
     command_line,
     console,
     mean_and_spread,
@@ -84,7 +85,9 @@ def run(
         skipped = find_skipped(runs[0], runs[0].recipe.branches, samples)
         data = without(data, skipped)
     results = obtain(runs, data, data_root=data_root, on_bad_sample=on_bad_sample, device=device)
-    command = command_line("supervised", path, {"data-root": data_root, "fold": fold, **_flag(on_bad_sample)})
+    command = command_line(
+        "supervised", path, {"data-root": data_root, "fold": fold, **bad_sample_flag(on_bad_sample)}
+    )
     report = summarise_supervised(results, path=path, command=command)
     report |= list_skipped(path, data, "supervised", skipped)
     file = path / "eval" / FILE
@@ -115,15 +118,13 @@ def obtain(
         or _train(
             member,
             data,
-            command=command_line("supervised", member.path, {"data-root": data_root, **_flag(on_bad_sample)}),
+            command=command_line(
+                "supervised", member.path, {"data-root": data_root, **bad_sample_flag(on_bad_sample)}
+            ),
             device=device,
         )
         for part, member in zip(there, runs, strict=True)
     ]
-
-
-def _flag(on_bad_sample: OnBadSample) -> dict[str, str | None]:
-    return {"on-bad-sample": None if on_bad_sample == "error" else on_bad_sample}
 
 
 def supervised_results(runs: Sequence[Run], data: DataSet) -> list[Report | None]:

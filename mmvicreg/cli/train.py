@@ -168,10 +168,9 @@ def _recipe_of(out: Path, overrides: dict[str, Any], settings: list[str]) -> Rec
     """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
     from mmvicreg.recipes import load_recipe
     from mmvicreg.runs import RECIPE, open_run
+    from mmvicreg.skipped import check_on_bad_sample
 
-    asked = overrides.get("dataset.on_bad_sample", "error")
-    if asked not in ("error", "skip"):
-        raise UserError(f"--on-bad-sample is error or skip, not '{asked}'")
+    check_on_bad_sample(overrides.get("dataset.on_bad_sample", "error"))
     return load_recipe(open_run(out).path / RECIPE, overrides, settings)
 
 
