@@ -56,6 +56,9 @@ class LogMelFrontend(Frontend):
         dB below and above their mean; what is beyond is clipped. They are saved with the weights."""
         gain_db: Annotated[float, Field(ge=0)] = 0.0
         """Training: gain drawn from plus or minus this, dB, the same as the waveform's in one view."""
+        equalise_db: Annotated[float, Field(ge=0)] = 0.0
+        """Training: a random equaliser, its gain over the mels a line through two to four points drawn from plus or
+        minus this, dB (the linear FilterAugment of Nam et al. 2022, in its idea)."""
         time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: longest stretch set to zero, as a part of the frames."""
         frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -98,6 +101,10 @@ class LogMelFrontend(Frontend):
         decibels = self.decibels(item["waveform"].float() / 32768)
         if self.training and self.config.gain_db > 0:
             decibels = decibels + (2 * item["draws"][:, :1, None] - 1) * self.config.gain_db
+        if self.training and self.config.equalise_db > 0:
+            gain = equaliser(item["draws"][:, 6:11], self.config.n_mels) * self.config.equalise_db
+            # what is silent has nothing to be made louder, and must go on counting as silent
+            decibels = torch.where(decibels > self.config.silence_db, decibels + gain.unsqueeze(2), decibels)
         x = self.scale(decibels)
         if self.training and self.config.time_mask > 0:
             x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
@@ -180,6 +187,25 @@ class LogMelFrontend(Frontend):
         span = peak - floor
         scaled = (x - floor) / span.clamp_min(1e-6)
         return torch.where((peak > self.config.silence_db + 1e-3) & (span > 1e-6), scaled, 0.0)
+
+
+def equaliser(draws: Tensor, mels: int) -> Tensor:
+    """Gain of every band in -1..1, ``(n, mels)``: a line through two, three or four points spread evenly.
+
+    Args:
+        draws: ``(n, 5)`` uniforms: how many points, and their heights.
+        mels: number of bands.
+    """
+    heights = (2 * draws[:, 1:] - 1).unsqueeze(1)
+    lines = torch.cat(
+        [
+            functional.interpolate(heights[:, :, :points], mels, mode="linear", align_corners=True)
+            for points in (2, 3, 4)
+        ],
+        dim=1,
+    )
+    chosen = (draws[:, 0] * 3).long().view(-1, 1, 1).expand(-1, 1, mels)
+    return lines.gather(1, chosen).squeeze(1)
 
 
 def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import math
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -29,6 +30,9 @@ class ResNet18Wave(nn.Module):
         """Channels of the four stages; the last is the representation's width. 384: appendix D.2."""
         stem_kernel: Annotated[int, Field(ge=1)] = 80
         stem_stride: Annotated[int, Field(ge=1)] = 8
+        stem_init: Literal["random", "filterbank"] = "random"
+        """What the first convolution starts as: ``random`` (He et al. 2015), or a bank of band-pass filters
+        (:func:`filterbank`), which is trained like any other weights."""
         stem_pool: Annotated[int, Field(ge=1)] = 4
         kernel: Annotated[int, Field(ge=1)] = 3
         strides: tuple[int, int, int, int] = (1, 4, 4, 4)
@@ -67,11 +71,28 @@ class ResNet18Wave(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock1d) and config.zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
+        if config.stem_init == "filterbank":
+            with torch.no_grad():
+                self.stem[0].weight.copy_(filterbank(config.widths[0], config.stem_kernel).unsqueeze(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Representation ``(n, out_features)`` of waveforms ``(n, channels, samples)``."""
         out: Tensor = self.stages(self.stem(x)).mean(dim=2)
         return out
+
+
+def filterbank(filters: int, kernel: int) -> Tensor:
+    """Band-pass filters ``(filters, kernel)`` to start a first convolution on waveforms with.
+
+    Cosines of random phase under a Hann window, their frequencies spread geometrically from one period a kernel to
+    just below half the sample rate, each of the norm that random weights have on average. A network on waveforms
+    that starts from such a bank need not find it first (Sainath et al. 2015 start from gammatones, SincNet is
+    made of it).
+    """
+    cycles = torch.logspace(math.log10(1 / kernel), math.log10(0.47), filters)
+    phase = 2 * math.pi * (torch.arange(kernel) * cycles[:, None] + torch.rand(filters, 1))
+    bank = torch.hann_window(kernel) * phase.cos()
+    return bank * (2 / filters) ** 0.5 / bank.norm(dim=1, keepdim=True)
 
 
 class BasicBlock1d(nn.Module):

@@ -6,6 +6,7 @@ import copy
 import functools
 import http.server
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from mmvicreg.branches.expander import expand, expander
 from mmvicreg.branches.frontends import TextBatch
 from mmvicreg.branches.gru import GRUText
 from mmvicreg.branches.resnet import ResNet18, ResNet50
-from mmvicreg.branches.resnet1d import BasicBlock1d, ResNet18Wave
+from mmvicreg.branches.resnet1d import BasicBlock1d, ResNet18Wave, filterbank
 from mmvicreg.branches.transformers_text import TransformersText
 from mmvicreg.config import ExpanderConfig
 from mmvicreg.errors import UserError
@@ -96,6 +97,18 @@ def test_weights_that_do_not_fit_or_are_not_there_are_refused(tmp_path: Path) ->
     ResNet18(
         ResNet18.Config(weights="nowhere.pt"), InputSpec(channels=3), pretrained=False
     )  # a checkpoint follows
+
+
+def test_wave_resnet_may_start_from_a_bank_of_band_pass_filters() -> None:
+    bank = filterbank(16, 64)
+    spectrum = torch.fft.rfft(bank, n=4096).abs()
+    cycles = torch.logspace(math.log10(1 / 64), math.log10(0.47), 16)
+    # a Hann window of 64 is 4 / 64 cycles a sample wide from zero to zero
+    assert bool(((spectrum.argmax(1) / 4096 - cycles).abs() < 0.5 / 64).all())
+    torch.testing.assert_close(bank.norm(dim=1), torch.full((16,), (2 / 16) ** 0.5))
+    encoder = ResNet18Wave(ResNet18Wave.Config(stem_kernel=64, stem_init="filterbank"), InputSpec(channels=1))
+    peaks = torch.fft.rfft(encoder.stem[0].weight[:, 0].detach(), n=4096).abs().argmax(1)
+    assert bool((peaks[8:].diff() > 0).all())
 
 
 def test_wave_resnet_is_residual_1d_and_384_wide() -> None:

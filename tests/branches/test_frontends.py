@@ -11,7 +11,7 @@ import torch
 import torchaudio
 
 from mmvicreg.branches.frontends import ImageFrontend, WaveformFrontend
-from mmvicreg.branches.log_mel import LogMelFrontend, mask, mel_filters
+from mmvicreg.branches.log_mel import LogMelFrontend, equaliser, mask, mel_filters
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS, InputSpec
 
@@ -204,6 +204,36 @@ def test_mask_hides_one_stretch_no_longer_than_asked(dim: int) -> None:
         assert hidden == list(range(hidden[0], hidden[-1] + 1)) if hidden else True
     assert max(lengths) == int(0.25 * size)
     assert 0 in lengths
+
+
+def test_equaliser_is_a_line_through_two_to_four_points() -> None:
+    draws = torch.rand(60, 5)
+    gains = equaliser(draws, 23)
+    for (many, *heights), gain in zip(draws.double().tolist(), gains, strict=True):
+        points = 2 + int(3 * many)
+        line = np.interp(
+            np.linspace(0, 1, 23), np.linspace(0, 1, points), [2 * h - 1 for h in heights[:points]]
+        )
+        np.testing.assert_allclose(gain.numpy(), line, atol=1e-5)
+    assert {2 + int(3 * many) for many in draws[:, 0].tolist()} == {2, 3, 4}
+
+
+def test_equaliser_changes_the_decibels_in_training_and_leaves_silence_alone() -> None:
+    plain, f = frontend(), frontend(equalise_db=12).train()
+    draws = torch.full((2, DRAWS), 0.5)
+    draws[0, 6], draws[0, 7:9] = (
+        0.0,
+        torch.tensor([0.0, 1.0]),
+    )  # two points: -12 dB at the lowest band, 12 at the top
+    waves = torch.stack([clip(), torch.zeros(RATE, dtype=torch.int16)])
+    x = f({"waveform": waves, "draws": draws})[:, 0]
+    decibels = plain.decibels(waves[:1].float() / 32768)
+    gain = torch.linspace(-12, 12, decibels.shape[1])[:, None]
+    torch.testing.assert_close(x[0], plain.scale(decibels + gain)[0], atol=1e-5, rtol=0)
+    assert bool((x[1] == 0).all())
+    assert torch.equal(
+        f.eval()({"waveform": waves, "draws": draws})[:, 0], plain.eval()({"waveform": waves})[:, 0]
+    )
 
 
 def test_masks_only_in_training() -> None:
