@@ -118,8 +118,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
             f"{max(settings.k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} training "
             "samples; give smaller numbers with --k"
         )
-    trained = _accuracies(world, run, found, settings, untrained=False)
-    untrained = _accuracies(world, run, found, settings, untrained=True) if settings.baseline else {}
+    trained = accuracies(world, run, found, settings, untrained=False)
+    untrained = accuracies(world, run, found, settings, untrained=True) if settings.baseline else {}
     results = {
         number: values | {f"untrained_{name}": value for name, value in untrained.get(number, {}).items()}
         for number, values in trained.items()
@@ -141,9 +141,10 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     return report
 
 
-def _accuracies(
+def accuracies(
     world: World, run: Run, found: Labelled, settings: Settings, *, untrained: bool
 ) -> dict[str, dict[str, float]]:
+    """Number of neighbours -> ``top1`` (and ``top5``), percent; the same in every process."""
     model = run.model(untrained=untrained, device=world.device.type)
     name = f"{'untrained-' if untrained else ''}{found.data.name}"
     train, test = (

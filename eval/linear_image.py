@@ -177,27 +177,30 @@ def _whole(world: World, run: Run, found: Labelled, settings: Settings) -> dict[
 
 
 def _quick(world: World, run: Run, found: Labelled, settings: Settings) -> dict[str, Report]:
-    results: dict[str, Report] = {}
-    for name in ("trained", "untrained") if settings.baseline else ("trained",):
-        model = run.model(untrained=name == "untrained", device=world.device.type)
-        of = f"{'untrained-' if name == 'untrained' else ''}{found.data.name}"
-        train, test = (
-            features(world, run, model, settings.branch, samples, of=f"{of}-{part}")
-            for samples, part in ((found.train, found.train_split), (found.test, found.split))
-        )
-        # in every process: the others would only wait for one, and a process group loses patience
-        results[name] = asdict(
-            logistic.probe(
-                train,
-                found.train_labels,
-                test,
-                found.test_labels,
-                classes=found.classes,
-                tops=tops(found.classes),
-                device=world.device,
-            )
-        )
+    results = {"trained": asdict(quick_probe(world, run, found, settings.branch, untrained=False))}
+    if settings.baseline:
+        results["untrained"] = asdict(quick_probe(world, run, found, settings.branch, untrained=True))
     return results
+
+
+def quick_probe(world: World, run: Run, found: Labelled, branch: str, *, untrained: bool) -> logistic.Probed:
+    """The quick variant on one set of weights; the same in every process."""
+    model = run.model(untrained=untrained, device=world.device.type)
+    of = f"{'untrained-' if untrained else ''}{found.data.name}"
+    train, test = (
+        features(world, run, model, branch, samples, of=f"{of}-{part}")
+        for samples, part in ((found.train, found.train_split), (found.test, found.split))
+    )
+    # in every process: the others would only wait for one, and a process group loses patience
+    return logistic.probe(
+        train,
+        found.train_labels,
+        test,
+        found.test_labels,
+        classes=found.classes,
+        tops=tops(found.classes),
+        device=world.device,
+    )
 
 
 def _method(settings: Settings) -> Report:

@@ -144,6 +144,7 @@ PROTOCOLS = Registry(
         "linear": "mmvicreg.eval.linear:run",
         "linear-image": "mmvicreg.eval.linear_image:run",
         "knn": "mmvicreg.eval.knn:run",
+        "curve": "mmvicreg.eval.curve:run",
         "finetune": "mmvicreg.eval.finetune:run",
         "svm": "mmvicreg.eval.svm:run",
         "supervised": "mmvicreg.eval.supervised:run",

@@ -27,10 +27,17 @@ MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that i
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder opened for reading."""
+    """A run folder opened for reading.
+
+    Attributes:
+        path: the folder.
+        recipe: its resolved recipe.
+        checkpoint: the checkpoint file it is opened at; None: the newest.
+    """
 
     path: Path
     recipe: Recipe
+    checkpoint: Path | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -39,12 +46,12 @@ class Run:
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs behind the newest checkpoint."""
+        """Whole epochs behind the checkpoint."""
         return int(self.content["position"]["epoch"])
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The newest checkpoint, read once.
+        """The checkpoint, read once.
 
         Raises:
             UserError: there is none, or it cannot be read.
@@ -54,10 +61,11 @@ class Run:
         there = list_checkpoints(self.checkpoints)
         if not there:
             raise UserError(f"the run {self.path} has no checkpoint yet; train it for at least one epoch")
-        content = load_checkpoint(there[-1])
+        file = self.checkpoint or there[-1]
+        content = load_checkpoint(file)
         if absent := PARTS - content.keys():
             raise UserError(
-                f"the checkpoint {there[-1]} is not one of a run: it lacks {', '.join(sorted(absent))}; {MISFIT}"
+                f"the checkpoint {file} is not one of a run: it lacks {', '.join(sorted(absent))}; {MISFIT}"
             )
         return content
 
@@ -98,7 +106,7 @@ class Run:
             raise UserError(f"cannot write {self.path / INITIAL}: {error}; free some space") from error
 
     def model(self, *, untrained: bool = False, device: str | None = None) -> JointModel:
-        """The model in evaluation mode: trained (newest checkpoint), or as it was before its first step.
+        """The model in evaluation mode: trained (its checkpoint), or as it was before its first step.
 
         Args:
             untrained: the run's own initial weights instead (the seed addresses them).

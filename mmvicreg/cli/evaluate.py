@@ -33,6 +33,7 @@ from mmvicreg.cli.evaluate_options import (
 
 app = typer.Typer(name="eval", help="Judge a run by a protocol.", no_args_is_help=True)
 app.command("knn")(pictures.knn)
+app.command("curve")(pictures.curve)
 app.command("finetune")(pictures.finetune)
 app.command("svm")(pictures.svm)
 

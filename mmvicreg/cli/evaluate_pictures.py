@@ -1,4 +1,4 @@
-"""``mmvicreg eval finetune``, ``svm`` and ``knn``: the protocols for branches that read pictures."""
+"""``mmvicreg eval finetune``, ``svm``, ``knn`` and ``curve``: the protocols for branches that read pictures."""
 
 from __future__ import annotations
 
@@ -158,6 +158,40 @@ def knn(
         train_split=train_split,
         on_bad_sample=check_on_bad_sample(on_bad_sample),
         baseline=baseline,
+        data_root=data_root,
+        dataset=dataset,
+        devices=devices,
+        device=device,
+    )
+
+
+def curve(
+    run: RunArgument = None,
+    k: Annotated[str, typer.Option("--k", help="Numbers of neighbours.", metavar="K,K,...")] = "20",
+    branch: Branch = None,
+    split: Split = None,
+    train_split: TrainSplit = None,
+    on_bad_sample: OnBadSample = "error",
+    data_root: DataRoot = None,
+    dataset: Dataset = None,
+    devices: Devices = 1,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Neighbours and the quick probe at every checkpoint a run has kept (training.keep_checkpoints)."""
+    from mmvicreg import registry
+    from mmvicreg.runs import open_run
+    from mmvicreg.skipped import check_on_bad_sample
+
+    judge = registry.PROTOCOLS.load("curve")
+    check_dataset(dataset)
+    judge(
+        open_run(run if run is not None else newest(runs, PICTURES)),
+        k=_whole_numbers("--k", k),
+        branch=branch,
+        split=split,
+        train_split=train_split,
+        on_bad_sample=check_on_bad_sample(on_bad_sample),
         data_root=data_root,
         dataset=dataset,
         devices=devices,

@@ -36,7 +36,9 @@ def train(
     fold: Annotated[
         str | None,
         typer.Option(
-            help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'."
+            "--fold",
+            "--folds",
+            help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'.",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
