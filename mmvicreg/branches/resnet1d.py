@@ -44,18 +44,16 @@ class ResNet18Wave(nn.Module):
         super().__init__()
         check_kind(spec, self.reads, f"the encoder {type(self).__name__}")
         width = config.widths[0]
+        first = nn.Conv1d(
+            spec.channels,
+            width,
+            config.stem_kernel,
+            stride=config.stem_stride,
+            padding=config.stem_kernel // 2,
+            bias=False,
+        )
         self.stem = nn.Sequential(
-            nn.Conv1d(
-                spec.channels,
-                width,
-                config.stem_kernel,
-                stride=config.stem_stride,
-                padding=config.stem_kernel // 2,
-                bias=False,
-            ),
-            nn.BatchNorm1d(width),
-            nn.ReLU(inplace=True),
-            nn.MaxPool1d(config.stem_pool),
+            first, nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.MaxPool1d(config.stem_pool)
         )
         stages: list[nn.Module] = []
         for out, stride in zip(config.widths, config.strides, strict=True):
@@ -73,7 +71,7 @@ class ResNet18Wave(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
         if config.stem_init == "filterbank":
             with torch.no_grad():
-                self.stem[0].weight.copy_(filterbank(config.widths[0], config.stem_kernel).unsqueeze(1))
+                first.weight.copy_(filterbank(config.widths[0], config.stem_kernel).unsqueeze(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Representation ``(n, out_features)`` of waveforms ``(n, channels, samples)``."""
@@ -92,7 +90,8 @@ def filterbank(filters: int, kernel: int) -> Tensor:
     cycles = torch.logspace(math.log10(1 / kernel), math.log10(0.47), filters)
     phase = 2 * math.pi * (torch.arange(kernel) * cycles[:, None] + torch.rand(filters, 1))
     bank = torch.hann_window(kernel) * phase.cos()
-    return bank * (2 / filters) ** 0.5 / bank.norm(dim=1, keepdim=True)
+    scaled: Tensor = bank * (2 / filters) ** 0.5 / bank.norm(dim=1, keepdim=True)
+    return scaled
 
 
 class BasicBlock1d(nn.Module):

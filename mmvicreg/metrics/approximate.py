@@ -157,7 +157,7 @@ class _Direction:
         name = f"IVF{cells},Flat"
         step = max(1, n // (64 * cells))
         sample = self.gallery_factors(self.gallery[::step].astype(np.float64))[0].astype(np.float32)
-        index = faiss.index_factory(sample.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(sample.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         index.train(sample)
         for _, raw in blocks(self.gallery, _BLOCK):
             index.add(self.gallery_factors(raw)[0].astype(np.float32))
