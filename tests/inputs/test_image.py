@@ -5,22 +5,19 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.stats import ks_2samp
-from torchvision import io as torchvision_io
 from torchvision.transforms import v2
 
 from mmvicreg.branches.frontends import ImageFrontend
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS
-from mmvicreg.inputs.image import ImageInput, _random_box, _resize, decode_image, decode_pixels
+from mmvicreg.inputs.image import ImageInput, _random_box, _resize, decode_image
 from mmvicreg.samples import Sample
 
 
@@ -197,91 +194,6 @@ def test_a_damaged_file_is_a_picture_or_is_named(tmp_path: Path, suffix: str) ->
         except UserError as error:
             named += f"photo.{suffix}" in str(error)
     assert named >= 20  # most of the thirty that were cut
-
-
-def jpegs() -> dict[str, tuple[Image.Image, dict[str, object]]]:
-    """Pictures and what to save them with."""
-    picture = Image.fromarray(smooth(75, 50)).effect_spread(3)
-    kinds: dict[str, tuple[Image.Image, dict[str, object]]] = {
-        "grey": (picture.convert("L"), {}),
-        "cmyk": (picture.convert("CMYK"), {"quality": 95}),
-        "odd": (picture.crop((0, 0, 37, 23)), {}),
-        "restarts": (picture, {"restart_marker_blocks": 3}),
-        "stored as rgb": (picture, {"keep_rgb": True}),
-    }
-    for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
-        kinds[subsampling] = (picture, {"subsampling": subsampling, "quality": 90})
-        kinds[f"progressive {subsampling}"] = (picture, {"subsampling": subsampling, "progressive": True})
-    for orientation in (1, 3, 6):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        kinds[f"turned {orientation}"] = (picture, {"exif": exif})
-    return kinds
-
-
-@pytest.mark.parametrize("kind", jpegs())
-def test_a_jpeg_in_training_has_pils_pixels(tmp_path: Path, kind: str) -> None:
-    picture, options = jpegs()[kind]
-    picture.save(tmp_path / "a.jpg", **options)
-    found = decode_pixels(tmp_path / "a.jpg")
-    assert found.dtype == torch.uint8
-    assert (found.permute(1, 2, 0).numpy() == as_array(tmp_path / "a.jpg")).all()
-
-
-def test_torchvision_decodes_upright_jpegs_and_pil_all_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode, calls, decoded = torchvision_io.decode_jpeg, [], []
-
-    def counted(*arguments: object, **options: object) -> torch.Tensor:
-        calls.append(arguments)
-        return decode(*arguments, **options)
-
-    def absent(*arguments: object, **options: object) -> torch.Tensor:
-        raise RuntimeError("Couldn't load the image extension.")
-
-    for kind, (picture, options) in jpegs().items():
-        picture.save(tmp_path / "a.jpg", **options)
-        monkeypatch.setattr(torchvision_io, "decode_jpeg", counted, raising=False)
-        found = decode_pixels(tmp_path / "a.jpg")
-        decoded += [kind] * len(calls)
-        calls.clear()
-        monkeypatch.setattr(torchvision_io, "decode_jpeg", absent)
-        assert torch.equal(found, decode_pixels(tmp_path / "a.jpg"))
-        monkeypatch.delattr(torchvision_io, "decode_jpeg")
-        assert torch.equal(found, decode_pixels(tmp_path / "a.jpg"))
-    assert decoded == [kind for kind in jpegs() if kind not in ("cmyk", "turned 3", "turned 6")]
-
-
-def outcome(decode: Callable[[Path], Any], path: Path) -> Any:
-    try:
-        return decode(path)
-    except UserError as error:
-        return str(error)
-
-
-def test_a_damaged_jpeg_is_in_training_what_it_is_to_pil(tmp_path: Path) -> None:
-    """Cut, or with bytes changed: the same pixels, or refused in the same words."""
-    rng, named = np.random.default_rng(0), 0
-    path = tmp_path / "a.jpg"
-    for trial in range(150):
-        picture, options = list(jpegs().values())[trial % len(jpegs())]
-        picture.save(path, **options)
-        damaged = np.frombuffer(path.read_bytes(), np.uint8).copy()
-        if trial % 3 == 0:
-            damaged = damaged[: rng.integers(len(damaged))]
-        elif trial % 3 == 1:
-            damaged = damaged[: -rng.integers(1, 40)]
-        else:
-            damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
-        path.write_bytes(damaged.tobytes())
-        expected, found = outcome(as_array, path), outcome(decode_pixels, path)
-        if isinstance(expected, str):
-            assert found == expected
-            named += 1
-        else:
-            assert (found.permute(1, 2, 0).numpy() == expected).all()
-    assert 50 < named < 140
 
 
 def test_a_sample_without_a_picture_is_named() -> None:
