@@ -87,7 +87,8 @@ class ImageFrontend(Frontend):
 
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """Pixels of ``item`` as float32 ``(n, 3, h, w)``."""
-        x = item["pixels"].float()
+        # from channels last, as the loader hands them over, to planes, as the augmentations read them
+        x = item["pixels"].to(torch.float32, memory_format=torch.contiguous_format)
         augmentation = self.config.augmentation
         if self.training and augmentation.active:
             augment_(x, draw_changes(augmentation, item["draws"], item["view"]))

@@ -17,6 +17,11 @@ from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 
+FULL_SCALE = 32768
+"""Of int16."""
+BAND = 16
+"""Mels that are filtered together; fewer cost more calls, more reach over more bins."""
+
 
 class LogMelFrontend(Frontend):
     """int16 ``(n, samples)`` to float32 ``(n, 1, mels, frames)`` in 0..1.
@@ -90,7 +95,9 @@ class LogMelFrontend(Frontend):
         )
         # constants of the transform, rebuilt from the recipe: not weights to be saved
         self.spectrogram._non_persistent_buffers_set.add("window")
-        self.register_buffer("filters", mel_filters(config).float(), persistent=False)
+        filters = mel_filters(config)
+        self.register_buffer("filters", filters.float(), persistent=False)
+        self.bands = bands(filters)
         self.learns = config.scaling == "training"
         if self.learns:
             # until it is learned everything is NaN, which the objective refuses
@@ -98,7 +105,7 @@ class LogMelFrontend(Frontend):
 
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """The spectrogram of ``item``, in 0..1; augmented in training mode."""
-        decibels = self.decibels(item["waveform"].float() / 32768)
+        decibels = self.decibels(item["waveform"])
         if self.training and self.config.gain_db > 0:
             decibels = decibels + (2 * item["draws"][:, :1, None] - 1) * self.config.gain_db
         if self.training and self.config.equalise_db > 0:
@@ -113,15 +120,19 @@ class LogMelFrontend(Frontend):
         return x.unsqueeze(1)
 
     def decibels(self, waveform: Tensor) -> Tensor:
-        """Mel power of float ``(n, samples)`` in dB, ``(n, mels, frames)``, without any range limit."""
+        """Mel power of ``(n, samples)`` in dB, ``(n, mels, frames)``, without any range limit.
+
+        Args:
+            waveform: int16, or floating point of full scale 1.
+        """
         with torch.autocast(waveform.device.type, enabled=False):
             on_cpu = waveform.device.type == "cpu"
             mel = self._mel_clip_by_clip(waveform) if on_cpu else self._mel_batched(waveform)
         return mel.clamp_min_(1e-10).log10_().mul_(20 / self.config.power)
 
     def _mel_batched(self, waveform: Tensor) -> Tensor:
-        """Mel power (amplitude with ``power: 1``) of float ``(n, samples)``: ``(n, mels, frames)``."""
-        bins = self.spectrogram(waveform)
+        """Mel power (amplitude with ``power: 1``) of ``(n, samples)``: ``(n, mels, frames)``."""
+        bins = self.spectrogram(waveform if waveform.is_floating_point() else waveform.float() / FULL_SCALE)
         power = bins.real.square().addcmul_(
             bins.imag, bins.imag
         )  # abs() would take a root, to be squared again
@@ -131,26 +142,32 @@ class LogMelFrontend(Frontend):
         return mel
 
     def _mel_clip_by_clip(self, waveform: Tensor) -> Tensor:
-        """The same on a CPU, where what one clip needs stays in the caches and is used again for the next."""
+        """The same on a CPU, where what one clip needs stays in the caches and is used again for the next.
+
+        Integers become floats on the way there, never a whole batch of them, and the window brings them to full
+        scale (a power of two, so that no digit changes). Every band of mels meets the few bins it has weights for:
+        of all products of mels and bins 98 in 100 are with zero.
+        """
         config, window = self.config, self.spectrogram.window
         before = (config.n_fft - len(window)) // 2
         window = functional.pad(window, (before, config.n_fft - len(window) - before))
-        waveform = waveform.to(window.dtype)
+        if not waveform.is_floating_point():
+            window = window / FULL_SCALE
         half, samples = config.n_fft // 2, waveform.shape[1]
-        padded = waveform.new_zeros(samples + 2 * half)
+        padded = window.new_zeros(samples + 2 * half)
         windows = padded.unfold(0, config.n_fft, config.hop_length)
         framed = torch.empty_like(windows, memory_format=torch.contiguous_format)
-        bins = framed.new_empty(len(windows), half + 1, dtype=framed.dtype.to_complex())
         power = framed.new_empty(len(windows), half + 1)
         mel = framed.new_empty(len(waveform), config.n_mels, len(windows))
         for clip, out in zip(waveform, mel, strict=True):
             padded[half : half + samples] = clip
             torch.mul(windows, window, out=framed)
-            torch.fft.rfft(framed, out=bins)
+            bins = torch.fft.rfft(framed)  # with out= it would be copied there
             torch.mul(bins.real, bins.real, out=power).addcmul_(bins.imag, bins.imag)
             if config.power != 2:
                 power.pow_(config.power / 2)
-            torch.mm(self.filters, power.T, out=out)
+            for mels, of_power in self.bands:
+                torch.mm(self.filters[mels, of_power], power[:, of_power].T, out=out[mels])
         return mel
 
     @torch.no_grad()
@@ -162,7 +179,7 @@ class LogMelFrontend(Frontend):
         """
         count, total, squares = 0, 0.0, 0.0
         for item in items:
-            decibels = self.decibels(item["waveform"].to(self.level.device).float() / 32768).double()
+            decibels = self.decibels(item["waveform"].to(self.level.device)).double()
             count += decibels.numel()
             total, squares = total + float(decibels.sum()), squares + float(decibels.square().sum())
         mean = total / max(count, 1)
@@ -240,3 +257,17 @@ def mel_filters(config: LogMelFrontend.Config) -> Tensor:
         dtype=np.float64,
     )
     return torch.from_numpy(weights)
+
+
+def bands(filters: Tensor) -> list[tuple[slice, slice]]:
+    """Runs of :data:`BAND` mels and the bins that have a weight in any of them.
+
+    Args:
+        filters: ``(n_mels, bins)``.
+    """
+    found = []
+    for start in range(0, len(filters), BAND):
+        mels = slice(start, start + BAND)
+        weighted = filters[mels].any(dim=0).nonzero().flatten().tolist() or [0]
+        found.append((mels, slice(weighted[0], weighted[-1] + 1)))
+    return found

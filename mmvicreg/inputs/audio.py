@@ -107,7 +107,7 @@ class AudioInput(Input):
             wave = play(wave, 2 ** rng.uniform(-self.config.speed, self.config.speed))
         surplus = len(wave) - self.length
         start = surplus // 2 if rng is None else int(rng.integers(max(surplus, 0) + 1))
-        wave = np.pad(wave, (0, -surplus)) if surplus <= 0 else np.array(wave[start : start + self.length])
+        wave = np.pad(wave, (0, -surplus)) if surplus < 0 else np.array(wave[start : start + self.length])
         if rng is not None and self.config.shift > 0:
             reach = int(self.config.shift * self.length)
             wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))

@@ -11,7 +11,7 @@ import torch
 import torchaudio
 
 from mmvicreg.branches.frontends import ImageFrontend, WaveformFrontend
-from mmvicreg.branches.log_mel import LogMelFrontend, equaliser, mask, mel_filters
+from mmvicreg.branches.log_mel import BAND, LogMelFrontend, bands, equaliser, mask, mel_filters
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS, InputSpec
 
@@ -105,6 +105,35 @@ def test_the_two_ways_to_compute_it_agree(n_fft: int, win: int, power: float) ->
     f = LogMelFrontend(config, InputSpec()).double()
     waves = torch.stack([clip(), clip().flip(0)])[:, :7777].double() / 32768
     torch.testing.assert_close(f._mel_clip_by_clip(waves), f._mel_batched(waves), atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_who_scales(power: float) -> None:
+    f = frontend(power=power)
+    waves = torch.stack([clip(), clip().flip(0), clip() // 100])
+    expected, threads = f.decibels(waves), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(f.decibels(waves), expected)
+            assert torch.equal(torch.cat([f.decibels(wave[None]) for wave in waves]), expected)
+            assert torch.equal(f.decibels(waves.float() / 32768), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("mels", [4, 16, 40, 128])
+def test_bands_hold_every_weight_and_each_mel_once(mels: int) -> None:
+    filters = mel_filters(LogMelFrontend.Config(sample_rate=RATE, n_fft=256, win_length=256, n_mels=mels))
+    assert mels < 128 or bool((filters == 0).all(1).any()), "a mel between two bins has no weights"
+    outside, covered = filters.clone(), torch.zeros(mels)
+    for rows, columns in bands(filters):
+        outside[rows, columns] = 0
+        covered[rows] += 1
+        assert len(filters[rows]) <= BAND
+    assert not outside.any()
+    assert bool((covered == 1).all())
+    assert bands(torch.zeros(3, 5)) == [(slice(0, BAND), slice(0, 1))]
 
 
 def test_batch_and_clip_by_clip_are_the_same() -> None:

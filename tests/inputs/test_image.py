@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
+from mmvicreg.branches.frontends import ImageFrontend
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS
 from mmvicreg.inputs.image import ImageInput, _random_box, _resize, decode_image
@@ -287,3 +288,22 @@ def test_a_batch_is_stacked(tmp_path: Path) -> None:
     assert batch["pixels"].shape == (3, 3, 16, 16)
     assert batch["draws"].shape == (3, DRAWS)
     assert source.spec().channels == 3
+    for item, row in zip(items, batch["pixels"], strict=True):
+        assert torch.equal(row, item["pixels"])
+
+
+@pytest.mark.parametrize("augmentation", ["none", "official"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_has_its_channels_last_in_memory_however_it_was_made(
+    tmp_path: Path, augmentation: str, training: bool
+) -> None:
+    Image.fromarray(smooth(50, 40)).save(tmp_path / "a.jpg")
+    source = ImageInput(ImageInput.Config.model_validate({"size": 16, "worker_augmentation": augmentation}))
+    rngs = [np.random.default_rng(i) if training else None for i in range(3)]
+    batch = source.collate([source.load(Sample("a", image=tmp_path / "a.jpg"), rng) for rng in rngs])
+    assert batch["pixels"].is_contiguous(memory_format=torch.channels_last)
+    planes = batch["pixels"].contiguous()
+    frontend = ImageFrontend(ImageFrontend.Config(), source.spec()).eval()
+    found = frontend({**batch, "view": torch.zeros(3)})
+    assert found.is_contiguous()
+    assert torch.equal(found, frontend({"pixels": planes}))

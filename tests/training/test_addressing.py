@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import tiny_recipe
+from torch import Tensor
 
 from mmvicreg.branches.model import Batch, build_inputs
 from mmvicreg.config import Recipe
 from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.image import decode_image
+from mmvicreg.inputs.image import decode_pixels
 from mmvicreg.training.addressing import epoch_order, seed_step, view_rng
 from mmvicreg.training.loader import TrainingLoader
 
@@ -75,11 +75,11 @@ def test_views_are_numbered_and_their_picture_is_decoded_once(
 ) -> None:
     decoded: list[Path] = []
 
-    def decode(path: Path) -> Image.Image:
+    def decode(path: Path) -> Tensor:
         decoded.append(path)
-        return decode_image(path)
+        return decode_pixels(path)
 
-    monkeypatch.setattr("mmvicreg.inputs.image.decode_image", decode)
+    monkeypatch.setattr("mmvicreg.inputs.image.decode_pixels", decode)
     batch = next(iter(loader(tiny_recipe("image-image", tiny_shapes)).epoch(0)))
     assert len(decoded) == len(set(decoded)) == 16
     assert not torch.equal(batch.views["image/0"]["pixels"], batch.views["image/1"]["pixels"])
