@@ -46,7 +46,9 @@ def test_every_shipped_sweep_resolves(path: Path) -> None:
     base = base_recipe(sweep)
     told = [tuple(changes(base, plan[0])) for plan in plans.values()]
     assert len(set(told)) == len(told), "two alternatives are the same"
-    assert {plan[0].optimizer for plan in plans.values()} == {base.optimizer}
+    shared = [key for key in sweep.settings if key.startswith("optimizer.")]
+    assert len({plan[0].optimizer for plan in plans.values()}) == 1, "one rate for all"
+    assert shared or next(iter(plans.values()))[0].optimizer == base.optimizer
     assert {plan[0].dataset.name for plan in plans.values()} == {sweep.dataset}
     assert sweep_path(path.stem) == path
 
@@ -124,7 +126,63 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     tree = json.loads((out / "sweep.json").read_text())
     assert tree["alternatives"]["bad"]["problem"].startswith("training stopped:")
     assert tree["best"] == {"good": "good"}
-    assert "bad did not finish: training stopped:" in (out / "sweep.md").read_text()
+    page = (out / "sweep.md").read_text()
+    assert "bad did not finish: training stopped:" in page
+    assert any(line.startswith("| bad |") and "| collapsed |" in line for line in page.splitlines())
+
+    # a second call does not train on behind the monitor's back
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/**/*") if path.is_file()}
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert json.loads((out / "sweep.json").read_text())["alternatives"]["bad"] == tree["alternatives"]["bad"]
+
+
+def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:
+    stopped = {"monitor.grace_steps": 0, "monitor.patience": 2, "monitor.min_rank": 1000}
+    warned = {**stopped, "monitor.patience": 1000}
+    file = write(
+        tmp_path / "mine.yaml",
+        judge="training",
+        seeds=[0, 1],
+        settings=SETTINGS | {"training.epochs": 1, "training.log_every": 1, "monitor.grace_steps": 0},
+        alternatives={
+            "good": {"paper": 68.6, "settings": {"monitor.min_rank": 0}},
+            "stopped": {"paper": "collapse", "settings": stopped},
+            "warned": {"settings": warned},
+            "brief": {"settings": {"monitor.grace_steps": 1000}},
+        },
+    )
+    out = tmp_path / "out"
+    words = ["sweep", str(file), "--data-root", str(tiny_shapes), "--out", str(out), "--workers", "0"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    tree = json.loads((out / "sweep.json").read_text())
+    assert tree["best"] == {}
+    assert not list(out.glob("*/seed0/eval/*")), "nothing is encoded"
+    steps = len((out / "good" / "seed0" / "metrics.jsonl").read_text().splitlines())
+    for name, verdict in {
+        "good": {"warned": None, "stopped": None, "collapsed": False, "looked": True},
+        "stopped": {"warned": 1, "stopped": 2, "collapsed": True, "looked": True},
+        "warned": {"warned": 1, "stopped": None, "collapsed": True, "looked": True},
+        "brief": {"warned": None, "stopped": None, "collapsed": False, "looked": False},
+    }.items():
+        for seed, report in enumerate(tree["alternatives"][name]["reports"]):
+            assert verdict.items() <= report["monitor"].items()
+            lines = (out / name / f"seed{seed}" / "metrics.jsonl").read_text().splitlines()
+            first, last = json.loads(lines[0]), json.loads(lines[-1])
+            assert report["steps"] == last["step"] == (2 if name == "stopped" else steps)
+            assert report["loss"] == [first["loss"], last["loss"]]
+            assert report["branches"] == last["branches"]
+    page = [line.strip("| ").split(" | ") for line in (out / "sweep.md").read_text().splitlines()]
+    cells = {row[0]: row for row in page if len(row) > 5}
+    assert cells["alternative"][2:] == [
+        "paper", "steps", "loss", "standard deviation", "dead", "effective rank", "monitor",
+    ]  # fmt: skip
+    assert [cells[name][2] for name in ("good", "stopped", "warned")] == ["68.6", "collapse", "-"]
+    assert cells["stopped"][-1] == "; ".join(["collapsed: warned at step 1, stopped at 2"] * 2)
+    assert cells["warned"][-1] == "; ".join(["looks collapsed: warned at step 1"] * 2)
+    assert cells["good"][-1] == "silent; silent"
+    assert cells["brief"][-1].startswith("silent (shorter than monitor.grace_steps)")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +198,7 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
             "alternative 'a': .*optimizer.lrr.*did you mean 'lr'",
         ),
         ({"alternatives": {"a": {"method": "vicregg"}}}, "alternative 'a': .*did you mean 'vicreg'"),
+        ({"judge": "trainng", "alternatives": {"a": {}}}, "judge: .*'retrieval' or 'training'"),
         ({"pair": "image-txt", "alternatives": {"a": {}}}, "did you mean 'image-text'"),
     ],
 )

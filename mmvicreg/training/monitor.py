@@ -6,8 +6,8 @@ Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,25 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False)
     return Health(*figures.tolist())
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a monitor had to say about a whole run.
+
+    Attributes:
+        warned: the step of the first warning; None: there was none.
+        stopped: the step at which it stopped the run.
+        collapsed: whether a branch looked collapsed more often than not up to the end.
+        message: the last thing it said; empty where it said nothing.
+        looked: whether a measurement came after ``grace_steps``.
+    """
+
+    warned: int | None = None
+    stopped: int | None = None
+    collapsed: bool = False
+    message: str = ""
+    looked: bool = False
+
+
 class CollapseMonitor:
     """Counts measurements in which a branch looks collapsed; a healthy one takes one back."""
 
@@ -117,3 +136,21 @@ class CollapseMonitor:
         if figures.effective_rank < self.config.min_rank:
             return f"its effective rank is {figures.effective_rank:.2f}"
         return None
+
+
+def judge(config: MonitorConfig, measurements: Iterable[tuple[int, Mapping[str, Health]]]) -> Verdict:
+    """Look at a run's measurements ``(step, node -> figures)`` again, in their order."""
+    monitor, verdict = CollapseMonitor(config), Verdict()
+    for step, health in measurements:
+        message, stop = monitor.look(step, health)
+        verdict = replace(
+            verdict,
+            warned=step if message is not None and verdict.warned is None else verdict.warned,
+            stopped=step if stop else None,
+            collapsed=any(monitor.counts.values()),
+            message=message or verdict.message,
+            looked=verdict.looked or step >= config.grace_steps,
+        )
+        if stop:
+            break
+    return verdict
