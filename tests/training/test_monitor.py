@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mmvicreg.config import MonitorConfig
-from mmvicreg.training.monitor import CollapseMonitor, measure
+from mmvicreg.objectives import VSE, WMSE, BarlowTwins, SimCLR, SimSiam, SwAV, VICReg
+from mmvicreg.objectives.base import Objective
+from mmvicreg.training.monitor import CollapseMonitor, Verdict, judge, measure
 
 CONFIG = MonitorConfig(grace_steps=10, patience=3)
 
@@ -79,3 +81,48 @@ def test_where_only_directions_count_length_does_not_hide_a_collapse() -> None:
     spread = measure(0.001 * healthy(), healthy(), dead_std=0.01, directional=True)
     assert spread.dead == 0
     assert spread.std == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "directional"),
+    [
+        (VSE(), True),
+        (SimCLR(), True),
+        (SwAV(prototypes=8, width=6), True),
+        (VICReg(normalise="l2", epsilon=1e-6), True),
+        (SimSiam(predictor=None), True),
+        (SimSiam(predictor=None, distance="mse"), False),
+        (VICReg(), False),
+        (BarlowTwins(), False),
+        (WMSE(), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else str(value),
+)
+def test_what_is_directional_does_not_see_the_length_of_an_embedding(
+    objective: Objective, directional: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 6, generator=generator, dtype=torch.float64)
+    lengths = 1 + torch.rand(16, 1, generator=generator, dtype=torch.float64)
+    objective = objective.double().eval()
+    same = torch.isclose(objective(a, b).loss, objective(lengths * a, b / lengths).loss, rtol=1e-9)
+    assert bool(same) == objective.directional == directional
+
+
+def test_a_run_is_judged_again_from_its_measurements() -> None:
+    good = {"a": measure(healthy(), healthy(), dead_std=0.01)}
+    bad = {"a": measure(constant(), healthy(), dead_std=0.01)}
+
+    def over(*health: object) -> Verdict:
+        return judge(CONFIG, [(10 * n, figures) for n, figures in enumerate(health)])  # type: ignore[misc]
+
+    assert over(good) == Verdict()  # step 0 is within the grace
+    assert over(bad, good, good) == Verdict(looked=True)
+    gone = over(good, bad, bad)
+    assert (gone.warned, gone.stopped, gone.collapsed) == (10, None, True)
+    assert gone.message.startswith("step 10: branch a looks collapsed")
+    back = over(good, bad, good)
+    assert (back.warned, back.stopped, back.collapsed) == (10, None, False)
+    ended = over(good, bad, good, bad, bad, bad, good, good)
+    assert (ended.warned, ended.stopped, ended.collapsed) == (10, 50, True)
+    assert "branch a has collapsed" in ended.message
