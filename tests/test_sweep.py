@@ -13,9 +13,12 @@ import yaml
 from tiny import IMAGE_TEXT
 from typer.testing import CliRunner
 
+from mmvicreg import registry
 from mmvicreg import sweep as sweeps
+from mmvicreg.branches.model import build_graph
 from mmvicreg.cli import app
 from mmvicreg.errors import UserError
+from mmvicreg.eval.published import published
 from mmvicreg.recipes import recipes_folder
 from mmvicreg.runs import open_run
 from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
@@ -51,6 +54,47 @@ def test_every_shipped_sweep_resolves(path: Path) -> None:
     assert shared or next(iter(plans.values()))[0].optimizer == base.optimizer
     assert {plan[0].dataset.name for plan in plans.values()} == {sweep.dataset}
     assert sweep_path(path.stem) == path
+    for plan in plans.values():  # a method that its own graph does not allow is refused here
+        options = {key: value for key, value in plan[0].objective.items() if key != "name"}
+        registry.OBJECTIVES.load(plan[0].objective["name"]).from_config(options, build_graph(plan[0]))
+
+
+def test_the_paper_s_figures_are_those_of_its_tables() -> None:
+    for name, keys in {"table7": ("image",), "tones-table7": ("wave", "mel")}.items():
+        printed = {tuple(map(float, row.values[:3])): row.values[3] for row in published(7).rows}
+        sweep = read_sweep(sweep_path(name))
+        for one, (recipe,) in recipes(sweep).items():
+            lambda_, mu, nu = map(float, one.split("-"))
+            assert recipe.edges[0].invariance == lambda_
+            assert {(recipe.branches[key].variance, recipe.branches[key].covariance) for key in keys} == {
+                (mu, nu)
+            }
+            assert sweep.alternatives[one].paper == printed[lambda_, mu, nu]
+    rows = {row.method: row.values for row in published(4).rows}
+    names = {
+        "byol": "BYOL: momentum encoder, stop-gradient, predictor, BN",
+        "simsiam": "SimSiam: stop-gradient, predictor, BN",
+        "simsiam-no-bn": "SimSiam: stop-gradient, predictor",
+        "simsiam-sg-only": "SimSiam: stop-gradient",
+        "vicreg-pr": "VICReg: predictor",
+        "vicreg-pr-bn": "VICReg: predictor, BN",
+        "vicreg-bn": "VICReg: BN",
+        "vicreg-none": "VICReg: none of them",
+    }
+    added = {"none": "", "variance": "-var", "variance+covariance": "-varcov"}
+    sweep = read_sweep(sweep_path("table4"))
+    for one, (recipe,) in recipes(sweep).items():
+        objective = recipe.objective
+        suffix = added[objective["regularise"]]
+        base = one.removesuffix(suffix)
+        assert sweep.alternatives[one].paper == rows[names[base]][list(added.values()).index(suffix)]
+        parts = names[base].partition(": ")[2].split(", ")
+        assert ("momentum encoder" in parts) == (objective["momentum"] is not None)
+        assert ("stop-gradient" in parts) == objective["stop_gradient"]
+        assert ("predictor" in parts) == (objective["predictor"] is not None)
+        assert ("BN" in parts) == (recipe.branches["image"].expander.norm == "batchnorm")
+        if objective["predictor"] is not None:
+            assert ("BN" in parts) == (objective["predictor_norm"] == "batchnorm")
 
 
 def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
