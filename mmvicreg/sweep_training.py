@@ -12,7 +12,7 @@ from typing import Any
 
 from mmvicreg.runs import Run
 from mmvicreg.training.log import read_lines
-from mmvicreg.training.monitor import Health, Verdict, judge
+from mmvicreg.training.monitor import Health, Verdict, judge, nothing_shared
 
 METRICS = "metrics.jsonl"
 
@@ -27,7 +27,8 @@ def training_report(run: Run) -> dict[str, Any] | None:
 
     Returns:
         ``steps``; ``loss``, the first and the last measured, with ``first_step``; per node of ``branches`` the
-        last figures (:class:`~mmvicreg.training.monitor.Health`); ``monitor``, the verdict.
+        last figures (:class:`~mmvicreg.training.monitor.Health`); ``agreement``, per edge the last;
+        ``monitor``, the verdict; ``nothing_shared``, what was said at the end of edges that taught nothing.
     """
     lines = read_lines(run.path / METRICS)
     if not lines:
@@ -38,7 +39,9 @@ def training_report(run: Run) -> dict[str, Any] | None:
         "first_step": first["step"],
         "loss": [first["loss"], last["loss"]],
         "branches": last["branches"],
+        "agreement": (agreed := last.get("agreement", {})),  # runs of earlier versions have none
         "monitor": asdict(verdict_of(run)),
+        "nothing_shared": nothing_shared(agreed, run.recipe.monitor),
     }
 
 
@@ -49,7 +52,7 @@ def columns(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-HEADER = ["steps", "loss", "standard deviation", "dead", "effective rank", "monitor"]
+HEADER = ["steps", "loss", "standard deviation", "dead", "effective rank", "agreement", "monitor"]
 
 
 def _cells(report: Mapping[str, Any]) -> list[str]:
@@ -60,15 +63,18 @@ def _cells(report: Mapping[str, Any]) -> list[str]:
         " / ".join(f"{one.std:.2g}" for one in figures),
         " / ".join(f"{100 * one.dead:.0f} %" for one in figures),
         " / ".join(f"{one.effective_rank:.1f}" for one in figures),
-        _words(Verdict(**report["monitor"])),
+        " / ".join(f"{value:.2f}" for value in report["agreement"].values()) or "-",
+        _words(Verdict(**report["monitor"]), nothing_shared=bool(report["nothing_shared"])),
     ]
 
 
-def _words(verdict: Verdict) -> str:
+def _words(verdict: Verdict, *, nothing_shared: bool) -> str:
     if verdict.stopped is not None:
         return f"collapsed: warned at step {verdict.warned}, stopped at {verdict.stopped}"
     if verdict.collapsed:
         return f"looks collapsed: warned at step {verdict.warned}"
+    if nothing_shared:
+        return "at the end: nothing in common"
     if verdict.warned is not None:
         return f"warned at step {verdict.warned}, then silent again"
     return "silent" if verdict.looked else "silent (shorter than monitor.grace_steps)"

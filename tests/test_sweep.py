@@ -185,8 +185,15 @@ def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) ->
         tmp_path / "mine.yaml",
         judge="training",
         seeds=[0, 1],
-        settings=SETTINGS | {"training.epochs": 1, "training.log_every": 1, "monitor.grace_steps": 0},
+        settings=SETTINGS
+        | {
+            "training.epochs": 1,
+            "training.log_every": 1,
+            "monitor.grace_steps": 0,
+            "monitor.min_agreement": -1,
+        },
         alternatives={
+            "strangers": {"settings": {"monitor.min_rank": 0, "monitor.min_agreement": 1}},
             "good": {"paper": 68.6, "settings": {"monitor.min_rank": 0}},
             "stopped": {"paper": "collapse", "settings": stopped},
             "warned": {"settings": warned},
@@ -214,15 +221,19 @@ def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) ->
             assert report["steps"] == last["step"] == (2 if name == "stopped" else steps)
             assert report["loss"] == [first["loss"], last["loss"]]
             assert report["branches"] == last["branches"]
+            assert report["agreement"] == last["agreement"]
+            assert report["nothing_shared"] == []
     page = [line.strip("| ").split(" | ") for line in (out / "sweep.md").read_text().splitlines()]
     cells = {row[0]: row for row in page if len(row) > 5}
     assert cells["alternative"][2:] == [
-        "paper", "steps", "loss", "standard deviation", "dead", "effective rank", "monitor",
+        "paper", "steps", "loss", "standard deviation", "dead", "effective rank", "agreement", "monitor",
     ]  # fmt: skip
     assert [cells[name][2] for name in ("good", "stopped", "warned")] == ["68.6", "collapse", "-"]
     assert cells["stopped"][-1] == "; ".join(["collapsed: warned at step 1, stopped at 2"] * 2)
     assert cells["warned"][-1] == "; ".join(["looks collapsed: warned at step 1"] * 2)
     assert cells["good"][-1] == "silent; silent"
+    assert cells["strangers"][-1] == "; ".join(["at the end: nothing in common"] * 2)
+    assert cells["good"][-2] == cells["strangers"][-2] != "-"
     assert cells["brief"][-1].startswith("silent (shorter than monitor.grace_steps)")
 
 

@@ -2,6 +2,9 @@
 
 Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a branch became constant
 (every dimension dead) or one-dimensional (its dimensions copy each other). Fix: see the message.
+
+Branches may also stay spread out and learn nothing of each other, as with coefficients that Table 7 calls a collapse.
+That shows in their agreement. Early in training it is near 0 for any method, so only a run's end is judged by it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmvicreg.config import MonitorConfig
-from mmvicreg.metrics.spectrum import dead_fraction, effective_rank, mean_correlation, standard_deviations
+from mmvicreg.metrics.spectrum import (
+    agreement,
+    dead_fraction,
+    effective_rank,
+    mean_correlation,
+    standard_deviations,
+)
+from mmvicreg.objectives.base import Graph
+from mmvicreg.sources import in_source
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,37 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False)
         ]
     )
     return Health(*figures.tolist())
+
+
+def agreements(
+    embeddings: Mapping[str, Tensor], graphs: Mapping[str, Graph], *, directional: bool = False
+) -> dict[str, float]:
+    """Agreement (:func:`~mmvicreg.metrics.spectrum.agreement`) along every edge, named as the edges' terms are.
+
+    Args:
+        embeddings: of every node ``(n, d)``, detached, over the global batch.
+        graphs: of every source.
+        directional: compare directions, as :func:`measure` does.
+    """
+    found = {}
+    for source, graph in graphs.items():
+        for edge in graph.edges:
+            a, b = (embeddings[in_source(source, node)] for node in (edge.a, edge.b))
+            if directional:
+                a, b = functional.normalize(a.float(), dim=1), functional.normalize(b.float(), dim=1)
+            found[in_source(source, f"{edge.a}-{edge.b}")] = float(agreement(a, b))
+    return found
+
+
+def nothing_shared(found: Mapping[str, float], config: MonitorConfig) -> list[str]:
+    """What to say of each edge over which a run that ends with these agreements has learnt nothing."""
+    return [
+        f"the run ends with embeddings that have nothing in common along {edge}: they agree by {value:.3f}, where 0 is "
+        f"chance and 1 the same (monitor.min_agreement is {config.min_agreement:g}). Unless it was very short, keep "
+        "invariance close to variance and covariance well below both (Table 7)"
+        for edge, value in found.items()
+        if value < config.min_agreement
+    ]
 
 
 @dataclass(frozen=True)
