@@ -283,6 +283,8 @@ class MonitorConfig(Strict):
     """Collapsed: a larger part of the embedding than this is dead."""
     min_rank: Annotated[float, Field(ge=0)] = 2.0
     """Collapsed: the embedding's effective rank is below this."""
+    min_agreement: float = 0.05
+    """An edge whose embeddings agree by less at the end of the run has taught nothing; said then, and only said."""
     grace_steps: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=1)] = 5
     """Collapsed measurements (a healthy one takes one back): the first warns, the last stops the run."""

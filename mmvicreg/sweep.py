@@ -1,15 +1,17 @@
-"""A sweep: alternatives of one recipe, trained one after another, judged on validation data, in one table.
+"""A sweep: alternatives of one recipe, trained one after another, judged in one table.
 
 A sweep file (``configs/<pair>/sweeps/<name>.yaml``)::
 
     pair: image-text
     dataset: flickr8k              # and/or recipe: a name in configs/<pair>, or a file
-    split: val                     # judged on; test data are refused, because a sweep chooses
+    judge: retrieval               # the default; training: loss, spread, rank, and what the monitor said
+    split: val                     # retrieval is judged on; test data are refused, because a sweep chooses
     settings: {training.epochs: 9} # dotted keys of the recipe, for every run
     seeds: [0, 1, 2]               # default [0]; with several the table has mean and deviation
     alternatives:
       paper: {}                    # the recipe as it is
       wide: {group: vicreg, method: vicreg, settings: {branches.image.variance: 10}}
+      flat: {settings: {branches.image.variance: 0}, paper: collapse}     # the paper's figure, shown beside ours
 
 Every run is a folder of its own, ``OUT/<alternative>/seed<n>``. A second call trains what is missing, continues
 what was interrupted, judges what has not been judged, and writes ``OUT/sweep.json`` and ``OUT/sweep.md`` anew.
@@ -21,7 +23,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -45,6 +47,8 @@ class Alternative(Strict):
     """Alternatives of one group compete, and the best stands for it; null: a group of its own."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Dotted keys of the recipe, after those of the whole sweep."""
+    paper: float | str | None = None
+    """What the paper has for it, for the table; null: nothing."""
 
 
 class Sweep(Strict):
@@ -53,6 +57,7 @@ class Sweep(Strict):
     pair: str
     dataset: str | None = None
     recipe: str | None = None
+    judge: Literal["retrieval", "training"] = "retrieval"
     split: str = "val"
     settings: dict[str, Any] = Field(default_factory=dict)
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, default_factory=lambda: [0])]
@@ -88,7 +93,7 @@ class Result:
         name: the alternative.
         group: which others it competes with.
         recipe: of its first seed.
-        reports: of the retrieval protocol, one a seed that was judged.
+        reports: one a seed that was judged: of the retrieval protocol, or on its training.
         problem: why a seed has none; empty where all were judged.
     """
 
@@ -100,8 +105,8 @@ class Result:
 
     @property
     def rsum(self) -> float | None:
-        """Mean over seeds of the sum of all recalls, in percent; None where a seed is missing."""
-        if self.problem or not self.reports:
+        """Mean over seeds of the sum of all recalls, in percent; None where a seed or retrieval is missing."""
+        if self.problem or not all("rsum" in report for report in self.reports) or not self.reports:
             return None
         return float(sum(report["rsum"] for report in self.reports) / len(self.reports))
 
@@ -189,6 +194,7 @@ def run_sweep(
         UserError: a folder of another recipe, data that are not there.
         SystemExit: a signal asked to stop; the next call continues.
     """
+    from mmvicreg.sweep_training import training_report
     from mmvicreg.training.launch import Launch
 
     for name, seeds in plans.items():
@@ -198,24 +204,31 @@ def run_sweep(
             launch = Launch(recipe, place, (place / RECIPE).is_file(), devices, device, workers)
             try:
                 _train(launch, recipe)
-                result.reports.append(_judge(place, sweep.split, devices=devices, device=device))
+                if sweep.judge == "retrieval":
+                    result.reports.append(_judge(place, sweep.split, devices=devices, device=device))
             except UserError as error:
                 if not _stopped_by_itself(error):
                     raise UserError(f"alternative '{name}': {error}") from error
                 result.problem = str(error)
+            if sweep.judge == "training" and (report := training_report(open_run(place))) is not None:
+                result.reports.append(report)
         yield result
 
 
 def _train(launch: Launch, recipe: Recipe) -> None:
-    """Train a run to its end, unless it is there."""
+    """Train a run to its end, unless it is there; one that the monitor stopped has had its end."""
+    from mmvicreg.sweep_training import verdict_of
     from mmvicreg.training.checkpoint import list_checkpoints
     from mmvicreg.training.launch import train
 
     if launch.resume:
         run = open_run(launch.out)
         whole = bool(list_checkpoints(run.checkpoints)) and run.epochs_done >= recipe.training.epochs
-        if whole and not _changed(run.recipe, recipe):
+        same = not _changed(run.recipe, recipe)
+        if whole and same:
             return
+        if same and (verdict := verdict_of(run)).stopped is not None:
+            raise UserError(f"training stopped: {verdict.message}")
     train(launch)
 
 

@@ -13,6 +13,7 @@ from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.runs import write_whole
 from mmvicreg.sweep import Result, Sweep, changes
+from mmvicreg.sweep_training import HEADER, columns
 
 RECALLS = ("R@1", "R@5", "R@10")
 
@@ -41,8 +42,25 @@ def competing(results: Sequence[Result]) -> set[str]:
     return {name for group, name in best_of_groups(results).items() if sizes[group] > 1}
 
 
-def rows(results: Sequence[Result]) -> list[list[str]]:
-    """A header, then a row an alternative: name, method, recalls of each direction, rsum, epochs, seeds."""
+def rows(sweep: Sweep, results: Sequence[Result]) -> list[list[str]]:
+    """A header, then a row an alternative, whether it was judged by retrieval or by its training."""
+    return _training_rows(sweep, results) if sweep.judge == "training" else _retrieval_rows(results)
+
+
+def _training_rows(sweep: Sweep, results: Sequence[Result]) -> list[list[str]]:
+    """Name, method, what the paper has where it has any, the figures of training, what the monitor said."""
+    paper = {name: one.paper for name, one in sweep.alternatives.items()}
+    told = ["paper"] if any(value is not None for value in paper.values()) else []
+    table = [["alternative", "method", *told, *HEADER]]
+    for result in results:
+        value = paper.get(result.name)
+        cells = [str("-" if value is None else value)] if told else []
+        table.append([result.name, result.recipe.objective["name"], *cells, *columns(result.reports)])
+    return table
+
+
+def _retrieval_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Name, method, recalls of each direction, rsum, epochs, seeds."""
     ways = directions(results)
     header = ["alternative", "method"]
     header += [f"{way.replace('_to_', ' to ')} {k}" for way in ways for k in RECALLS]
@@ -56,9 +74,15 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
         cells = [spread([report[way][k] for report in reports]) for way in ways for k in RECALLS]
         row += [*cells, spread([report["rsum"] for report in reports])]
         epochs = sorted({report["epoch"] for report in reports})
-        row += ["stopped" if result.problem else "/".join(map(str, epochs)), str(len(reports))]
+        row += [_stopped(result) or "/".join(map(str, epochs)), str(len(reports))]
         table.append(row)
     return table
+
+
+def _stopped(result: Result) -> str:
+    if not result.problem:
+        return ""
+    return "collapsed" if " has collapsed " in result.problem else "stopped"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -91,15 +115,9 @@ def other_settings(base: Recipe, recipe: Recipe) -> list[str]:
 
 def markdown(sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: str) -> str:
     """The whole result as a page: table, settings of each alternative, and how to make it again."""
-    table = rows(results)
-    report: Mapping[str, Any] = next((one for result in results for one in result.reports), {})
-    sizes = "; ".join(
-        f"{way.replace('_to_', ' to ')}: {report[way]['queries']:,} queries, gallery {report[way]['gallery']:,}, "
-        f"chance R@1 {report[way]['chance']['R@1']:.2f}"
-        for way in directions(results)
-    )
+    table = rows(sweep, results)
     lines = [
-        f"Retrieval on {base.dataset.name} {sweep.split}, recall in percent, one gallery. {sizes}.",
+        _about(sweep, results, base),
         "",
         *("| " + " | ".join(row) + " |" for row in table[:1]),
         "|" + "---|" * len(table[0]),
@@ -126,6 +144,23 @@ def markdown(sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: 
     return "\n".join([*lines, "", f"Made by `{command}`.", ""])
 
 
+def _about(sweep: Sweep, results: Sequence[Result], base: Recipe) -> str:
+    """The sentence above the table."""
+    if sweep.judge == "training":
+        return (
+            f"Training on {base.dataset.name}: the loss from the first measurement to the last; the embeddings of "
+            f"the last batch ({results[0].recipe.training.batch_size}, which bounds the rank), per branch or view; "
+            "the monitor's verdict."
+        )
+    report: Mapping[str, Any] = next((one for result in results for one in result.reports), {})
+    sizes = "; ".join(
+        f"{way.replace('_to_', ' to ')}: {report[way]['queries']:,} queries, gallery {report[way]['gallery']:,}, "
+        f"chance R@1 {report[way]['chance']['R@1']:.2f}"
+        for way in directions(results)
+    )
+    return f"Retrieval on {base.dataset.name} {sweep.split}, recall in percent, one gallery. {sizes}."
+
+
 def _code(lines: Sequence[str]) -> str:
     return ", ".join(f"`{line}`" for line in lines)
 
@@ -140,13 +175,15 @@ def write_table(
     """
     tree = {
         "command": command,
-        "split": sweep.split,
+        "judge": sweep.judge,
+        "split": sweep.split if sweep.judge == "retrieval" else None,
         "best": best_of_groups(results),
         "alternatives": {
             result.name: {
                 "group": result.group,
                 "changes": changes(base, result.recipe),
                 "rsum": result.rsum,
+                "paper": sweep.alternatives[result.name].paper,
                 "problem": result.problem,
                 "reports": result.reports,
             }

@@ -13,9 +13,12 @@ import yaml
 from tiny import IMAGE_TEXT
 from typer.testing import CliRunner
 
+from mmvicreg import registry
 from mmvicreg import sweep as sweeps
+from mmvicreg.branches.model import build_graph
 from mmvicreg.cli import app
 from mmvicreg.errors import UserError
+from mmvicreg.eval.published import published
 from mmvicreg.recipes import recipes_folder
 from mmvicreg.runs import open_run
 from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
@@ -46,9 +49,49 @@ def test_every_shipped_sweep_resolves(path: Path) -> None:
     base = base_recipe(sweep)
     told = [tuple(changes(base, plan[0])) for plan in plans.values()]
     assert len(set(told)) == len(told), "two alternatives are the same"
-    assert {plan[0].optimizer for plan in plans.values()} == {base.optimizer}
+    for name, plan in plans.items():  # one optimiser for all, where a name does not say otherwise
+        told_so = any(key.startswith("optimizer.") for key in sweep.alternatives[name].settings)
+        assert told_so == (plan[0].optimizer != base.optimizer)
     assert {plan[0].dataset.name for plan in plans.values()} == {sweep.dataset}
     assert sweep_path(path.stem) == path
+    for plan in plans.values():  # a method that its own graph does not allow is refused here
+        options = {key: value for key, value in plan[0].objective.items() if key != "name"}
+        registry.OBJECTIVES.load(plan[0].objective["name"]).from_config(options, build_graph(plan[0]))
+
+
+def test_the_paper_s_figures_are_those_of_its_tables() -> None:
+    printed = {tuple(map(float, row.values[:3])): row.values[3] for row in published(7).rows}
+    sweep = read_sweep(sweep_path("table7"))
+    for one, (recipe,) in recipes(sweep).items():
+        lambda_, mu, nu = map(float, one.split("-"))
+        assert {edge.invariance for edge in recipe.edges} == {lambda_}
+        assert {(branch.variance, branch.covariance) for branch in recipe.branches.values()} == {(mu, nu)}
+        assert sweep.alternatives[one].paper == printed[lambda_, mu, nu]
+    rows = {row.method: row.values for row in published(4).rows}
+    names = {
+        "byol": "BYOL: momentum encoder, stop-gradient, predictor, BN",
+        "simsiam": "SimSiam: stop-gradient, predictor, BN",
+        "simsiam-no-bn": "SimSiam: stop-gradient, predictor",
+        "simsiam-sg-only": "SimSiam: stop-gradient",
+        "vicreg-pr": "VICReg: predictor",
+        "vicreg-pr-bn": "VICReg: predictor, BN",
+        "vicreg-bn": "VICReg: BN",
+        "vicreg-none": "VICReg: none of them",
+    }
+    added = {"none": "", "variance": "-var", "variance+covariance": "-varcov"}
+    sweep = read_sweep(sweep_path("table4"))
+    for one, (recipe,) in recipes(sweep).items():
+        objective = recipe.objective
+        suffix = added[objective["regularise"]]
+        base = one.removesuffix(suffix)
+        assert sweep.alternatives[one].paper == rows[names[base]][list(added.values()).index(suffix)]
+        parts = names[base].partition(": ")[2].split(", ")
+        assert ("momentum encoder" in parts) == (objective["momentum"] is not None)
+        assert ("stop-gradient" in parts) == objective["stop_gradient"]
+        assert ("predictor" in parts) == (objective["predictor"] is not None)
+        assert ("BN" in parts) == (recipe.branches["image"].expander.norm == "batchnorm")
+        if objective["predictor"] is not None:
+            assert ("BN" in parts) == (objective["predictor_norm"] == "batchnorm")
 
 
 def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
@@ -124,7 +167,74 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     tree = json.loads((out / "sweep.json").read_text())
     assert tree["alternatives"]["bad"]["problem"].startswith("training stopped:")
     assert tree["best"] == {"good": "good"}
-    assert "bad did not finish: training stopped:" in (out / "sweep.md").read_text()
+    page = (out / "sweep.md").read_text()
+    assert "bad did not finish: training stopped:" in page
+    assert any(line.startswith("| bad |") and "| collapsed |" in line for line in page.splitlines())
+
+    # a second call does not train on behind the monitor's back
+    written = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/**/*") if path.is_file()}
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert json.loads((out / "sweep.json").read_text())["alternatives"]["bad"] == tree["alternatives"]["bad"]
+
+
+def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:
+    stopped = {"monitor.grace_steps": 0, "monitor.patience": 2, "monitor.min_rank": 1000}
+    warned = {**stopped, "monitor.patience": 1000}
+    file = write(
+        tmp_path / "mine.yaml",
+        judge="training",
+        seeds=[0, 1],
+        settings=SETTINGS
+        | {
+            "training.epochs": 1,
+            "training.log_every": 1,
+            "monitor.grace_steps": 0,
+            "monitor.min_agreement": -1,
+        },
+        alternatives={
+            "strangers": {"settings": {"monitor.min_rank": 0, "monitor.min_agreement": 1}},
+            "good": {"paper": 68.6, "settings": {"monitor.min_rank": 0}},
+            "stopped": {"paper": "collapse", "settings": stopped},
+            "warned": {"settings": warned},
+            "brief": {"settings": {"monitor.grace_steps": 1000}},
+        },
+    )
+    out = tmp_path / "out"
+    words = ["sweep", str(file), "--data-root", str(tiny_shapes), "--out", str(out), "--workers", "0"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    tree = json.loads((out / "sweep.json").read_text())
+    assert tree["best"] == {}
+    assert not list(out.glob("*/seed0/eval/*")), "nothing is encoded"
+    steps = len((out / "good" / "seed0" / "metrics.jsonl").read_text().splitlines())
+    for name, verdict in {
+        "good": {"warned": None, "stopped": None, "collapsed": False, "looked": True},
+        "stopped": {"warned": 1, "stopped": 2, "collapsed": True, "looked": True},
+        "warned": {"warned": 1, "stopped": None, "collapsed": True, "looked": True},
+        "brief": {"warned": None, "stopped": None, "collapsed": False, "looked": False},
+    }.items():
+        for seed, report in enumerate(tree["alternatives"][name]["reports"]):
+            assert verdict.items() <= report["monitor"].items()
+            lines = (out / name / f"seed{seed}" / "metrics.jsonl").read_text().splitlines()
+            first, last = json.loads(lines[0]), json.loads(lines[-1])
+            assert report["steps"] == last["step"] == (2 if name == "stopped" else steps)
+            assert report["loss"] == [first["loss"], last["loss"]]
+            assert report["branches"] == last["branches"]
+            assert report["agreement"] == last["agreement"]
+            assert report["nothing_shared"] == []
+    page = [line.strip("| ").split(" | ") for line in (out / "sweep.md").read_text().splitlines()]
+    cells = {row[0]: row for row in page if len(row) > 5}
+    assert cells["alternative"][2:] == [
+        "paper", "steps", "loss", "standard deviation", "dead", "effective rank", "agreement", "monitor",
+    ]  # fmt: skip
+    assert [cells[name][2] for name in ("good", "stopped", "warned")] == ["68.6", "collapse", "-"]
+    assert cells["stopped"][-1] == "; ".join(["collapsed: warned at step 1, stopped at 2"] * 2)
+    assert cells["warned"][-1] == "; ".join(["looks collapsed: warned at step 1"] * 2)
+    assert cells["good"][-1] == "silent; silent"
+    assert cells["strangers"][-1] == "; ".join(["at the end: nothing in common"] * 2)
+    assert cells["good"][-2] == cells["strangers"][-2] != "-"
+    assert cells["brief"][-1].startswith("silent (shorter than monitor.grace_steps)")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +250,7 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
             "alternative 'a': .*optimizer.lrr.*did you mean 'lr'",
         ),
         ({"alternatives": {"a": {"method": "vicregg"}}}, "alternative 'a': .*did you mean 'vicreg'"),
+        ({"judge": "trainng", "alternatives": {"a": {}}}, "judge: .*'retrieval' or 'training'"),
         ({"pair": "image-txt", "alternatives": {"a": {}}}, "did you mean 'image-text'"),
     ],
 )

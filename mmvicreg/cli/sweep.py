@@ -36,7 +36,8 @@ def sweep(
     workers: Annotated[int | None, typer.Option(min=0, help="Loader workers per process.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the alternatives and stop.")] = False,
 ) -> None:
-    """Train alternatives of a recipe, one after another, and judge them on validation data in one table."""
+    """Train alternatives of a recipe, one after another, and judge them in one table: on validation data, or by
+    their training."""
     from mmvicreg.registry import nearest
     from mmvicreg.sweep import base_recipe, changes, read_sweep, recipes, run_sweep, sweep_path
     from mmvicreg.sweep_table import markdown, write_table

@@ -109,6 +109,32 @@ def dead_fraction(z: Tensor, threshold: float) -> Tensor:
     return (deviations < threshold).double().mean()
 
 
+@torch.no_grad()
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """How much two embeddings of one sample have in common: the correlation of their entries about their means.
+
+    ``sum (a - mean a)(b - mean b) / (|a - mean a| |b - mean b|)`` with means over samples, dimension by dimension,
+    and sums over everything: 1 for embeddings that are equal but for their length, 0 for those that are no more
+    alike than the embeddings of two different samples. Of a batch without relation it is about
+    ``1 / sqrt(n * effective rank)`` away from 0.
+
+    Args:
+        a: ``(n, d)``, ``n >= 2``; row i of either is of sample i.
+        b: ``(n, d)``.
+
+    Returns:
+        Scalar float64 in ``[-1, 1]``; 0 when either is constant.
+
+    Raises:
+        ValueError: not two matrices of one shape, and of two rows or more.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"expected vectors of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    x, y = (z / largest if (largest := z.abs().max()) > 0 else z for z in (_centred(a)[0], _centred(b)[0]))
+    scale = x.square().sum().sqrt() * y.square().sum().sqrt()
+    return (x * y).sum() / scale if scale != 0 else scale.new_zeros(())
+
+
 def _centred(z: Tensor) -> tuple[Tensor, Tensor]:
     """``z`` in float64 with column means removed, constant columns exactly zero; which those are ``(d,)``."""
     if z.ndim != 2 or z.shape[0] < 2 or z.shape[1] < 1:

@@ -56,6 +56,7 @@ class SimCLR(Objective):
     """
 
     Config: ClassVar[type[Strict]] = SimCLRConfig
+    directional = True
 
     def __init__(
         self,

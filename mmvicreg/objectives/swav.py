@@ -83,6 +83,7 @@ class SwAV(Objective):
     """
 
     Config: ClassVar[type[Strict]] = SwAVConfig
+    directional = True
     step: Tensor
     queue: Tensor | None
     queued: Tensor | None

@@ -87,6 +87,7 @@ class VICReg(Objective):
         options = {"convention": convention, "normalise": normalise, "gamma": gamma, "epsilon": epsilon}
         validate_options(VICReg, options)
         self.convention, self.normalise = convention, normalise
+        self.directional = normalise == "l2"
         self.gamma, self.epsilon = gamma, epsilon
         self.invariance = invariance
         self.variance = _each(variance)

@@ -55,6 +55,7 @@ class VSE(Objective):
     """
 
     Config: ClassVar[type[Strict]] = VSEConfig
+    directional = True
 
     def __init__(
         self, *, margin: float = 0.2, negatives: Negatives = "hardest", reduction: Reduction = "sum"

@@ -78,3 +78,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def say(message: str) -> None:
     """A line for people, on stderr, above a running progress bar."""
     Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(message)
+
+
+def shorten(terms: Mapping[str, float]) -> str:
+    """``s image-text 0.31  v image 0.59 ...``: Eq. 6's terms by their letters, others by their names."""
+    letters = {"invariance": "s", "variance": "v", "covariance": "c"}
+    shown = []
+    for name, value in terms.items():
+        kind, _, where = name.partition("/")
+        if kind != "cancellation":
+            shown.append(f"{letters.get(kind, kind)} {where} {value:.3f}")
+    return "  ".join(shown)

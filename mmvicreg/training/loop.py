@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,9 +42,9 @@ from mmvicreg.training.distributed import (
     gather_rows,
     share_state,
 )
-from mmvicreg.training.log import RunLog, say
+from mmvicreg.training.log import RunLog, say, shorten
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
-from mmvicreg.training.monitor import CollapseMonitor, Health, measure
+from mmvicreg.training.monitor import CollapseMonitor, agreements, measure, nothing_shared
 from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
@@ -130,6 +130,8 @@ class Trainer:
                 self._report(epoch)
         if self.log is not None:
             self.log.close()
+        for message in nothing_shared(self._last.get("agreement", {}), self.recipe.monitor):
+            say(f"warning: {message}")
         self._say_skipped()
         return Outcome(self.step, self.epoch)
 
@@ -170,16 +172,16 @@ class Trainer:
 
     def _measure(self, output: ModelOutput, bar: Bar, seconds: float) -> None:
         """Write one line of metrics and judge whether a branch has collapsed."""
-        health: dict[str, Health] = {}
         directional, dead_std = self.model.objective.directional, self.recipe.monitor.dead_std
-        for node in output.embeddings:
-            z, y = gather_rows(output.embeddings[node]), gather_rows(output.representations[node])
-            health[node] = measure(z, y, dead_std=dead_std, directional=directional)
+        z = {node: gather_rows(rows) for node, rows in output.embeddings.items()}
+        health = {
+            node: measure(z[node], gather_rows(y), dead_std=dead_std, directional=directional)
+            for node, y in output.representations.items()
+        }
         message, stop = self.monitor.look(self.step, health)
         if self.log is not None:
             terms = {name: float(value) for name, value in output.terms.items()}
-            done = self.step - self.epoch * len(self.loader)
-            first = self._first_of_epoch
+            done = self.step - self.epoch * len(self.loader) - self._first_of_epoch
             line: dict[str, Any] = {
                 "step": self.step,
                 "epoch": self.epoch,
@@ -187,7 +189,8 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "terms": terms,
                 "branches": {node: asdict(figures) for node, figures in health.items()},
-                "samples_per_second": (done - first) * sum(self.data.batch_sizes) / max(seconds, 1e-9),
+                "agreement": agreements(z, self.model.graphs, directional=directional),
+                "samples_per_second": done * sum(self.data.batch_sizes) / max(seconds, 1e-9),
                 "seconds": self._seconds + seconds,
                 "memory_mb": memory_mb(self.world.device),
             }
@@ -387,14 +390,3 @@ def memory_mb(device: torch.device) -> float:
 def plain_state(model: JointModel) -> dict[str, Any]:
     """The state dict as contiguous tensors on the CPU."""
     return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-
-
-def shorten(terms: Mapping[str, float]) -> str:
-    """``s image-text 0.31  v image 0.59 ...``: Eq. 6's terms by their letters, others by their names."""
-    letters = {"invariance": "s", "variance": "v", "covariance": "c"}
-    shown = []
-    for name, value in terms.items():
-        kind, _, where = name.partition("/")
-        if kind != "cancellation":
-            shown.append(f"{letters.get(kind, kind)} {where} {value:.3f}")
-    return "  ".join(shown)

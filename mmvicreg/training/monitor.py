@@ -2,19 +2,30 @@
 
 Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a branch became constant
 (every dimension dead) or one-dimensional (its dimensions copy each other). Fix: see the message.
+
+Branches may also stay spread out and learn nothing of each other, as with coefficients that Table 7 calls a collapse.
+That shows in their agreement. Early in training it is near 0 for any method, so only a run's end is judged by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mmvicreg.config import MonitorConfig
-from mmvicreg.metrics.spectrum import dead_fraction, effective_rank, mean_correlation, standard_deviations
+from mmvicreg.metrics.spectrum import (
+    agreement,
+    dead_fraction,
+    effective_rank,
+    mean_correlation,
+    standard_deviations,
+)
+from mmvicreg.objectives.base import Graph
+from mmvicreg.sources import in_source
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,56 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False)
         ]
     )
     return Health(*figures.tolist())
+
+
+def agreements(
+    embeddings: Mapping[str, Tensor], graphs: Mapping[str, Graph], *, directional: bool = False
+) -> dict[str, float]:
+    """Agreement (:func:`~mmvicreg.metrics.spectrum.agreement`) along every edge, named as the edges' terms are.
+
+    Args:
+        embeddings: of every node ``(n, d)``, detached, over the global batch.
+        graphs: of every source.
+        directional: compare directions, as :func:`measure` does.
+    """
+    found = {}
+    for source, graph in graphs.items():
+        for edge in graph.edges:
+            a, b = (embeddings[in_source(source, node)] for node in (edge.a, edge.b))
+            if directional:
+                a, b = functional.normalize(a.float(), dim=1), functional.normalize(b.float(), dim=1)
+            found[in_source(source, f"{edge.a}-{edge.b}")] = float(agreement(a, b))
+    return found
+
+
+def nothing_shared(found: Mapping[str, float], config: MonitorConfig) -> list[str]:
+    """What to say of each edge over which a run that ends with these agreements has learnt nothing."""
+    return [
+        f"the run ends with embeddings that have nothing in common along {edge}: they agree by {value:.3f}, where 0 is "
+        f"chance and 1 the same (monitor.min_agreement is {config.min_agreement:g}). Unless it was very short, keep "
+        "invariance close to variance and covariance well below both (Table 7)"
+        for edge, value in found.items()
+        if value < config.min_agreement
+    ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a monitor had to say about a whole run.
+
+    Attributes:
+        warned: the step of the first warning; None: there was none.
+        stopped: the step at which it stopped the run.
+        collapsed: whether a branch looked collapsed more often than not up to the end.
+        message: the last thing it said; empty where it said nothing.
+        looked: whether a measurement came after ``grace_steps``.
+    """
+
+    warned: int | None = None
+    stopped: int | None = None
+    collapsed: bool = False
+    message: str = ""
+    looked: bool = False
 
 
 class CollapseMonitor:
@@ -117,3 +178,21 @@ class CollapseMonitor:
         if figures.effective_rank < self.config.min_rank:
             return f"its effective rank is {figures.effective_rank:.2f}"
         return None
+
+
+def judge(config: MonitorConfig, measurements: Iterable[tuple[int, Mapping[str, Health]]]) -> Verdict:
+    """Look at a run's measurements ``(step, node -> figures)`` again, in their order."""
+    monitor, verdict = CollapseMonitor(config), Verdict()
+    for step, health in measurements:
+        message, stop = monitor.look(step, health)
+        verdict = replace(
+            verdict,
+            warned=step if message is not None and verdict.warned is None else verdict.warned,
+            stopped=step if stop else None,
+            collapsed=any(monitor.counts.values()),
+            message=message or verdict.message,
+            looked=verdict.looked or step >= config.grace_steps,
+        )
+        if stop:
+            break
+    return verdict

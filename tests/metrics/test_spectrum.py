@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmvicreg.metrics.spectrum import dead_fraction, effective_rank, mean_correlation, standard_deviations
+from mmvicreg.metrics.spectrum import (
+    agreement,
+    dead_fraction,
+    effective_rank,
+    mean_correlation,
+    standard_deviations,
+)
 
 SHAPES = st.tuples(st.integers(2, 40), st.integers(1, 40), st.integers(0, 10_000))
 
@@ -117,3 +123,30 @@ def test_no_gradient_is_kept() -> None:
     z = torch.randn(6, 3, requires_grad=True)
     assert not effective_rank(z).requires_grad
     assert not mean_correlation(z).requires_grad
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHAPES)
+def test_agreement_is_numpy_s_correlation_of_centred_entries(shape: tuple[int, int, int]) -> None:
+    n, d, seed = shape
+    a, b = _vectors(shape), _vectors((n, d, seed + 1))
+    x, y = (a - a.mean(0)).ravel(), (b - b.mean(0)).ravel()
+    expected = (x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+    found = agreement(torch.from_numpy(a), torch.from_numpy(b)).item()
+    assert found == pytest.approx(expected, abs=1e-9)
+    moved = agreement(torch.from_numpy(1e-3 * a + 7), torch.from_numpy(1e3 * b - 5)).item()
+    assert moved == pytest.approx(expected, abs=1e-6)
+
+
+def test_agreement_is_one_of_the_same_none_of_strangers_and_nothing_of_a_constant() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 400, 64, generator=generator)
+    assert agreement(a, 3 * a + 1).item() == pytest.approx(1, abs=1e-6)
+    assert agreement(a, -a).item() == pytest.approx(-1, abs=1e-6)
+    assert abs(agreement(a, b).item()) < 5 / (400 * 64) ** 0.5
+    assert agreement(a, (a + b) / 2**0.5).item() == pytest.approx(0.5**0.5, abs=0.02)
+    assert agreement(a, torch.ones_like(a)).item() == 0
+    assert agreement(1e-30 * a.double(), 1e-30 * a.double()).item() == pytest.approx(1)
+    assert agreement(a, a.index_fill(0, torch.tensor([3]), float("nan"))).isnan()
+    with pytest.raises(ValueError, match="of one shape"):
+        agreement(a, b[:, :3])

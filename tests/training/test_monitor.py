@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny import tiny_recipe
 
 from mmvicreg.config import MonitorConfig
-from mmvicreg.training.monitor import CollapseMonitor, measure
+from mmvicreg.objectives import VSE, WMSE, BarlowTwins, SimCLR, SimSiam, SwAV, VICReg
+from mmvicreg.objectives.base import Edge, Graph, Node, Objective
+from mmvicreg.runs import Run, create_run
+from mmvicreg.training.distributed import World
+from mmvicreg.training.log import read_lines
+from mmvicreg.training.loop import Trainer
+from mmvicreg.training.monitor import CollapseMonitor, Verdict, agreements, judge, measure, nothing_shared
 
 CONFIG = MonitorConfig(grace_steps=10, patience=3)
 
@@ -79,3 +88,83 @@ def test_where_only_directions_count_length_does_not_hide_a_collapse() -> None:
     spread = measure(0.001 * healthy(), healthy(), dead_std=0.01, directional=True)
     assert spread.dead == 0
     assert spread.std == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "directional"),
+    [
+        (VSE(), True),
+        (SimCLR(), True),
+        (SwAV(prototypes=8, width=6), True),
+        (VICReg(normalise="l2", epsilon=1e-6), True),
+        (SimSiam(predictor=None), True),
+        (SimSiam(predictor=None, distance="mse"), False),
+        (VICReg(), False),
+        (BarlowTwins(), False),
+        (WMSE(), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else str(value),
+)
+def test_what_is_directional_does_not_see_the_length_of_an_embedding(
+    objective: Objective, directional: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 6, generator=generator, dtype=torch.float64)
+    lengths = 1 + torch.rand(16, 1, generator=generator, dtype=torch.float64)
+    objective = objective.double().eval()
+    same = torch.isclose(objective(a, b).loss, objective(lengths * a, b / lengths).loss, rtol=1e-9)
+    assert bool(same) == objective.directional == directional
+
+
+def test_a_run_is_judged_again_from_its_measurements() -> None:
+    good = {"a": measure(healthy(), healthy(), dead_std=0.01)}
+    bad = {"a": measure(constant(), healthy(), dead_std=0.01)}
+
+    def over(*health: object) -> Verdict:
+        return judge(CONFIG, [(10 * n, figures) for n, figures in enumerate(health)])  # type: ignore[misc]
+
+    assert over(good) == Verdict()  # step 0 is within the grace
+    assert over(bad, good, good) == Verdict(looked=True)
+    gone = over(good, bad, bad)
+    assert (gone.warned, gone.stopped, gone.collapsed) == (10, None, True)
+    assert gone.message.startswith("step 10: branch a looks collapsed")
+    back = over(good, bad, good)
+    assert (back.warned, back.stopped, back.collapsed) == (10, None, False)
+    ended = over(good, bad, good, bad, bad, bad, good, good)
+    assert (ended.warned, ended.stopped, ended.collapsed) == (10, 50, True)
+    assert "branch a has collapsed" in ended.message
+
+
+def test_every_edge_is_asked_whether_its_embeddings_agree() -> None:
+    z = {name: torch.randn(64, 8) for name in ("a", "b", "more:a/0", "more:a/1")}
+    z["c"] = torch.nn.functional.normalize(z["a"], dim=1) * torch.linspace(1, 1000, 64)[:, None]
+    graphs = {
+        "": Graph(tuple(Node(n, n, 8) for n in "abc"), (Edge("a", "b"), Edge("a", "c"))),
+        "more": Graph((Node("a/0", "a", 8), Node("a/1", "a", 8)), (Edge("a/0", "a/1"),)),
+    }
+    found = agreements(z, graphs)
+    assert list(found) == ["a-b", "a-c", "more:a/0-a/1"]
+    assert abs(found["a-b"]) < 0.3
+    assert 0.5 < found["a-c"] < 0.99
+    assert agreements(z, graphs, directional=True)["a-c"] == pytest.approx(1, abs=1e-6)
+    (message,) = nothing_shared({"a-b": 0.04, "a-c": 0.06}, CONFIG)
+    assert "nothing in common along a-b: they agree by 0.040" in message
+
+
+@pytest.mark.parametrize("least", [-1.0, 1.0])
+def test_a_run_that_ends_with_nothing_in_common_says_so(
+    least: float, tiny_tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (f"monitor.min_agreement={least}", "training.epochs=2", "training.log_every=1")
+    recipe = tiny_recipe("wave-mel", tiny_tones, *settings)
+    create_run(tmp_path, recipe)
+    outcome = Trainer(
+        Run(tmp_path, recipe), World(0, 1, 0, torch.device("cpu")), resume=False, workers=0
+    ).train()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert len(lines) == outcome.step > 1
+    assert all(
+        line["agreement"].keys() == {"wave-mel"} and abs(line["agreement"]["wave-mel"]) <= 1 for line in lines
+    )
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert said.count("nothing in common along wave-mel") == (least > 0)
