@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class Run:
 
     path: Path
     recipe: Recipe
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, kw_only=True)
 
     @property
     def checkpoints(self) -> Path:

@@ -39,8 +39,10 @@ def test_gradients_are_those_of_the_whole_batch(method: str, dtype: torch.dtype,
     expected.loss.backward()
     found = differentiate(parts, batch, micro_batch)
     assert not found.loss.requires_grad
-    assert_close(gradients(parts), gradients(whole), TOLERANCE[dtype])
-    bound = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
+    # whitening divides by the batch's smallest eigenvalues, which multiplies round-off in the embeddings
+    tolerance = TOLERANCE[dtype] * (2 if method == "wmse" else 1)
+    assert_close(gradients(parts), gradients(whole), tolerance)
+    bound = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(found.loss, expected.loss.detach(), **bound)
     for kind in ("embeddings", "representations"):  # what the monitor measures
         ours, theirs = getattr(found, kind), getattr(expected, kind)
