@@ -301,3 +301,9 @@ def test_the_installed_command_ends_with_status_2_and_no_traceback(tmp_path: Pat
     assert done.stderr.startswith("error: unknown data set 'shaps'; did you mean 'shapes'?")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folds_is_another_name_of_fold(train: Command) -> None:
+    said = train("--pair", "wave-mel", "--dataset", "tones", "--folds", "2", "--print-config")
+    assert yaml.safe_load(said.out)["dataset"]["fold"] == 2
+    assert said == train("--pair", "wave-mel", "--dataset", "tones", "--fold", "2", "--print-config")
