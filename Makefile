@@ -90,7 +90,7 @@ clean:  ## Remove what was built and cached; .venv, runs and data stay.
 	  "install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "mmvicreg needs Python 3.11 or newer; $(PYTHON) is" \
 	  "$$("$(PYTHON)" --version 2>&1); name another: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "Setting up .venv: a few minutes, about 6 GB with CUDA's libraries"
+	@echo "Setting up .venv: a few minutes, about 7 GB with CUDA's libraries"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
 	.venv/bin/python -m pip install $(if $(CI),--quiet )--editable '.[dev]'
 	@touch $@

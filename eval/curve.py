@@ -80,14 +80,11 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
     announce(world, found.data)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="curve")
-    if max(settings.k) > len(found.train):
-        raise UserError(
-            f"{max(settings.k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} "
-            "training samples; give smaller numbers with --k"
-        )
+    knn.check_enough(found, settings.k)
     points: list[Report] = []
-    kept = [replace(run, checkpoint=file) for file in list_checkpoints(run.checkpoints)] or [run]
-    for at, untrained in [(kept[-1], True), *((at, False) for at in kept)]:
+    kept: list[Path | None] = [*list_checkpoints(run.checkpoints)] or [None]
+    for file, untrained in [(kept[-1], True), *((file, False) for file in kept)]:
+        at = replace(run, checkpoint=file)  # one at a time: it holds its checkpoint, optimiser and all
         near = knn.accuracies(world, at, found, settings, untrained=untrained)
         linear = quick_probe(world, at, found, settings.branch, untrained=untrained)
         position = {"epoch": 0, "step": 0} if untrained else at.content["position"]
@@ -111,9 +108,9 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
         ),
     }
     if world.is_main:
-        file = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _draw(run, settings.branch, file, points)
+        written = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own)
+        write_report(written, report)
+        _draw(run, settings.branch, written, points)
         columns = [name for name in points[0] if name not in ("epoch", "step")]
         show(
             f"Epoch by epoch, {found.data.name}: {found.classes} classes, {len(found.train):,} of "
@@ -126,7 +123,7 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
                 f"{len(kept)} checkpoints (training.keep_checkpoints {run.recipe.training.keep_checkpoints}).",
                 f"As curves: tensorboard --logdir {run.path / 'tensorboard'}",
             ],
-            file,
+            written,
         )
     return report
 

@@ -113,11 +113,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     announce(world, found.data)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="knn")
-    if max(settings.k, default=0) > len(found.train):  # before anything is encoded
-        raise UserError(
-            f"{max(settings.k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} training "
-            "samples; give smaller numbers with --k"
-        )
+    check_enough(found, settings.k)  # before anything is encoded
     trained = accuracies(world, run, found, settings, untrained=False)
     untrained = accuracies(world, run, found, settings, untrained=True) if settings.baseline else {}
     results = {
@@ -139,6 +135,15 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         write_report(file, report)
         _show(report, file)
     return report
+
+
+def check_enough(found: Labelled, k: Sequence[int]) -> None:
+    """Raise :class:`UserError` where more neighbours are asked for than there are training samples."""
+    if max(k, default=0) > len(found.train):
+        raise UserError(
+            f"{max(k)} neighbours were asked for, and {found.data.name} has only {len(found.train)} training samples; "
+            "give smaller numbers with --k"
+        )
 
 
 def accuracies(
