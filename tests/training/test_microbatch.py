@@ -40,7 +40,7 @@ def test_gradients_are_those_of_the_whole_batch(method: str, dtype: torch.dtype,
     found = differentiate(parts, batch, micro_batch)
     assert not found.loss.requires_grad
     # whitening divides by the batch's smallest eigenvalues, which multiplies round-off in the embeddings
-    tolerance = TOLERANCE[dtype] * (2 if method == "wmse" else 1)
+    tolerance = TOLERANCE[dtype] * (2 if method == "wmse" and dtype == torch.float32 else 1)
     assert_close(gradients(parts), gradients(whole), tolerance)
     bound = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(found.loss, expected.loss.detach(), **bound)
