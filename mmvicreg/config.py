@@ -285,6 +285,9 @@ class MonitorConfig(Strict):
     """Collapsed: the embedding's effective rank is below this."""
     min_agreement: float = 0.05
     """An edge whose embeddings agree by less at the end of the run has taught nothing; said then, and only said."""
+    min_spread: Annotated[float, Field(ge=0)] = 0.1
+    """Embeddings that end with less than this part of the standard deviation that the method pushes them up to
+    (VICReg's gamma) have nearly collapsed; said then, and only said."""
     grace_steps: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=1)] = 5
     """Collapsed measurements (a healthy one takes one back): the first warns, the last stops the run."""

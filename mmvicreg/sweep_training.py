@@ -12,7 +12,7 @@ from typing import Any
 
 from mmvicreg.runs import Run
 from mmvicreg.training.log import read_lines
-from mmvicreg.training.monitor import Health, Verdict, judge, nothing_shared
+from mmvicreg.training.monitor import Health, Verdict, judge, nearly_collapsed, nothing_shared
 
 METRICS = "metrics.jsonl"
 
@@ -28,7 +28,8 @@ def training_report(run: Run) -> dict[str, Any] | None:
     Returns:
         ``steps``; ``loss``, the first and the last measured, with ``first_step``; per node of ``branches`` the
         last figures (:class:`~mmvicreg.training.monitor.Health`); ``agreement``, per edge the last;
-        ``monitor``, the verdict; ``nothing_shared``, what was said at the end of edges that taught nothing.
+        ``monitor``, the verdict; what was said at the end: ``nothing_shared``, of edges that taught nothing, and
+        ``nearly_collapsed``, of nodes far below the spread that was asked for.
     """
     lines = read_lines(run.path / METRICS)
     if not lines:
@@ -42,6 +43,11 @@ def training_report(run: Run) -> dict[str, Any] | None:
         "agreement": (agreed := last.get("agreement", {})),  # runs of earlier versions have none
         "monitor": asdict(verdict_of(run)),
         "nothing_shared": nothing_shared(agreed, run.recipe.monitor),
+        "nearly_collapsed": nearly_collapsed(
+            {node: Health(**figures) for node, figures in last["branches"].items()},
+            last.get("target_std", {}),
+            run.recipe.monitor,
+        ),
     }
 
 
@@ -64,15 +70,21 @@ def _cells(report: Mapping[str, Any]) -> list[str]:
         " / ".join(f"{100 * one.dead:.0f} %" for one in figures),
         " / ".join(f"{one.effective_rank:.1f}" for one in figures),
         " / ".join(f"{value:.2f}" for value in report["agreement"].values()) or "-",
-        _words(Verdict(**report["monitor"]), nothing_shared=bool(report["nothing_shared"])),
+        _words(
+            Verdict(**report["monitor"]),
+            nothing_shared=bool(report["nothing_shared"]),
+            nearly_collapsed=bool(report["nearly_collapsed"]),
+        ),
     ]
 
 
-def _words(verdict: Verdict, *, nothing_shared: bool) -> str:
+def _words(verdict: Verdict, *, nothing_shared: bool, nearly_collapsed: bool) -> str:
     if verdict.stopped is not None:
         return f"collapsed: warned at step {verdict.warned}, stopped at {verdict.stopped}"
     if verdict.collapsed:
         return f"looks collapsed: warned at step {verdict.warned}"
+    if nearly_collapsed:
+        return "at the end: nearly collapsed"
     if nothing_shared:
         return "at the end: nothing in common"
     if verdict.warned is not None:

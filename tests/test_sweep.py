@@ -105,7 +105,7 @@ def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
         assert recipe.objective["name"] == name.removesuffix("0")
         assert recipe.model_copy(update={"objective": base.objective}) == base
         assert other_settings(base, recipe) == []
-    assert method_settings(methods["vse"]) == "vse (margin 0.2, negatives hardest, reduction sum)"
+    assert method_settings(methods["vse"]) == "vse (margin 0.2, negatives hardest, reduction sum, warmup_steps 0)"
     assert "mu_image 25, nu_image 1" in method_settings(methods["vicreg"])
     assert "lambda_image-text 25" in method_settings(methods["vicreg"])
 
@@ -195,6 +195,7 @@ def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) ->
         },
         alternatives={
             "strangers": {"settings": {"monitor.min_rank": 0, "monitor.min_agreement": 1}},
+            "huddled": {"settings": {"monitor.min_rank": 0, "monitor.min_spread": 1000}},
             "good": {"paper": 68.6, "settings": {"monitor.min_rank": 0}},
             "stopped": {"paper": "collapse", "settings": stopped},
             "warned": {"settings": warned},
@@ -223,7 +224,7 @@ def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) ->
             assert report["loss"] == [first["loss"], last["loss"]]
             assert report["branches"] == last["branches"]
             assert report["agreement"] == last["agreement"]
-            assert report["nothing_shared"] == []
+            assert report["nothing_shared"] == report["nearly_collapsed"] == []
     page = [line.strip("| ").split(" | ") for line in (out / "sweep.md").read_text().splitlines()]
     cells = {row[0]: row for row in page if len(row) > 5}
     assert cells["alternative"][2:] == [
@@ -234,6 +235,7 @@ def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) ->
     assert cells["warned"][-1] == "; ".join(["looks collapsed: warned at step 1"] * 2)
     assert cells["good"][-1] == "silent; silent"
     assert cells["strangers"][-1] == "; ".join(["at the end: nothing in common"] * 2)
+    assert cells["huddled"][-1] == "; ".join(["at the end: nearly collapsed"] * 2)
     assert cells["good"][-2] == cells["strangers"][-2] != "-"
     assert cells["brief"][-1].startswith("silent (shorter than monitor.grace_steps)")
 

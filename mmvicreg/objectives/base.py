@@ -151,6 +151,11 @@ class Objective(nn.Module, ABC):
         del graph
         return []
 
+    def target_std(self, node: Node) -> float | None:
+        """The standard deviation that the method pushes every dimension of ``node`` up to; None: it has none."""
+        del node
+        return None
+
     if TYPE_CHECKING:
 
         def __call__(  # noqa: D102

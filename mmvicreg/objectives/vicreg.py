@@ -115,6 +115,10 @@ class VICReg(Objective):
                     f"{1e-4 * gamma**2:.1g}, which is to gamma^2 what 1e-4 is to 1"
                 )
 
+    def target_std(self, node: Node) -> float | None:
+        """gamma, where the variance term counts and embeddings are compared as they are."""
+        return self._gamma(node.width) if node.variance and self.normalise == "none" else None
+
     def _gamma(self, width: int) -> float:
         if self.gamma is not None:
             return self.gamma

@@ -9,6 +9,10 @@ summed over the pairs of the batch, as the authors' code does (``reduction: mean
 learning rate need not follow the batch size). Samples that share a positive (two captions of one picture
 in one batch) count as negatives of each other, as in the paper. Edges count alike; mu, nu and lambda are
 VICReg's and unused.
+
+From scratch the hardest negatives draw all embeddings into one point before they tell anything apart (VSE++ starts
+from ImageNet's weights). ``warmup_steps`` lets all negatives count first, as VSE-infinity trains its first epoch
+(Chen, Hu, Wu, Jiang, Wang 2021; ``vse_mean_warmup_epochs`` of its code).
 """
 
 from __future__ import annotations
@@ -38,6 +42,8 @@ class VSEConfig(Strict):
     """``hardest``: VSE++, the nearest negative each way; ``all``: VSE0, the sum over every negative."""
     reduction: Reduction = "sum"
     """Over the pairs of the batch; ``sum`` is the authors' code."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which all negatives count, before the hardest alone do."""
 
 
 class VSE(Objective):
@@ -49,6 +55,8 @@ class VSE(Objective):
         margin: how much nearer the true pair has to be, in cosine similarity.
         negatives: ``hardest`` (VSE++) or ``all`` (VSE0).
         reduction: ``sum`` or ``mean`` over the pairs.
+        warmup_steps: training steps in which all negatives count, before the hardest alone do; how many were made
+            is kept with the weights.
 
     Terms: ``hinge/<a>-<b>`` (a's sample against negatives in b) and ``hinge/<b>-<a>``, and
     ``violations/<a>-<b>``, the share of samples of both sides whose hardest negative is inside the margin.
@@ -56,13 +64,23 @@ class VSE(Objective):
 
     Config: ClassVar[type[Strict]] = VSEConfig
     directional = True
+    step: Tensor | None
 
     def __init__(
-        self, *, margin: float = 0.2, negatives: Negatives = "hardest", reduction: Reduction = "sum"
+        self,
+        *,
+        margin: float = 0.2,
+        negatives: Negatives = "hardest",
+        reduction: Reduction = "sum",
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__()
-        validate_options(VSE, {"margin": margin, "negatives": negatives, "reduction": reduction})
+        options = {"margin": margin, "negatives": negatives, "reduction": reduction}
+        validate_options(VSE, {**options, "warmup_steps": warmup_steps})
         self.margin, self.negatives, self.reduction = margin, negatives, reduction
+        self.warmup_steps = warmup_steps
+        # Without a warm-up there is nothing to count, and nothing more in a checkpoint.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if warmup_steps else None)
 
     def compute(
         self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
@@ -72,12 +90,14 @@ class VSE(Objective):
             name: functional.normalize(exact(gather(z, sizes=sizes)), dim=1) for name, z in embeddings.items()
         }
         scale = 1.0 / sum(sizes) if self.reduction == "mean" else 1.0
+        warming = self.step is not None and int(self.step) < self.warmup_steps
+        every = warming or self.negatives == "all"
         terms: dict[str, Tensor] = {}
         losses = []
         for edge in graph.edges:
             hinges = violations(batch[edge.a] @ batch[edge.b].T, margin=self.margin)
             hardest = [hinge.max(dim=1).values for hinge in hinges]
-            counted = hardest if self.negatives == "hardest" else hinges
+            counted = hinges if every else hardest
             values = [scale * hinge.sum() for hinge in counted]
             terms[f"hinge/{edge.a}-{edge.b}"] = values[0].detach()
             terms[f"hinge/{edge.b}-{edge.a}"] = values[1].detach()
@@ -85,7 +105,10 @@ class VSE(Objective):
                 (torch.cat(hardest).detach() > 0).to(values[0].dtype).mean()
             )
             losses += values
-        return ObjectiveOutput(torch.stack(losses).sum(), terms)
+        loss = torch.stack(losses).sum()
+        if warming and self.step is not None and self.training and bool(torch.isfinite(loss.detach())):
+            self.step += 1
+        return ObjectiveOutput(loss, terms)
 
 
 def violations(similarities: Tensor, *, margin: float) -> tuple[Tensor, Tensor]:

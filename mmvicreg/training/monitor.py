@@ -5,6 +5,7 @@ Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a
 
 Branches may also stay spread out and learn nothing of each other, as with coefficients that Table 7 calls a collapse.
 That shows in their agreement. Early in training it is near 0 for any method, so only a run's end is judged by it.
+And invariance may hold them at a small part of the spread that variance asks for: the end is judged by that as well.
 """
 
 from __future__ import annotations
@@ -104,6 +105,25 @@ def nothing_shared(found: Mapping[str, float], config: MonitorConfig) -> list[st
         "invariance close to variance and covariance well below both (Table 7)"
         for edge, value in found.items()
         if value < config.min_agreement
+    ]
+
+
+def nearly_collapsed(
+    branches: Mapping[str, Health], targets: Mapping[str, float], config: MonitorConfig
+) -> list[str]:
+    """What to say of each node that ends a run with a small part of the spread its method asks for.
+
+    Args:
+        branches: node -> its last figures.
+        targets: node -> the standard deviation it is pushed up to, where the method has one.
+        config: thresholds.
+    """
+    return [
+        f"the run ends with embeddings of branch {node} that deviate by {branches[node].std:.2g} on average, "
+        f"{branches[node].std / target:.0%} of the {target:.2g} that the variance term asks for (monitor.min_spread "
+        f"is {config.min_spread:g}): invariance has the upper hand; bring it close to variance (Table 7)"
+        for node, target in targets.items()
+        if branches[node].std < config.min_spread * target
     ]
 
 

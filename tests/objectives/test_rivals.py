@@ -168,3 +168,21 @@ def test_options_come_from_a_recipe_and_wrong_ones_are_named() -> None:
             objective(torch.zeros(1, 3), torch.zeros(1, 3))
         with pytest.raises(UserError, match="same width"):
             objective(torch.zeros(4, 3), torch.zeros(4, 2))
+
+
+def test_vse_counts_all_negatives_through_the_warm_up_and_the_hardest_after_it() -> None:
+    warm = VSE(warmup_steps=2)
+    batches = [pair(6, 4) for _ in range(4)]
+    warm.eval()
+    warm(*batches[0])  # looking is no step
+    warm.train()
+    with pytest.raises(UserError):
+        warm(batches[0][0] * float("nan"), batches[0][1])  # nor is what is refused
+    found = [float(warm(a, b).loss) for a, b in batches]
+    everyone = [float(VSE(negatives="all")(a, b).loss) for a, b in batches]
+    hardest = [float(VSE()(a, b).loss) for a, b in batches]
+    assert found == everyone[:2] + hardest[2:]
+    resumed = VSE(warmup_steps=2)
+    resumed.load_state_dict(warm.state_dict())
+    assert float(resumed(*batches[0]).loss) == hardest[0]
+    assert not VSE().state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from mmvicreg.runs import Run, create_run
 from mmvicreg.training.distributed import World
 from mmvicreg.training.log import read_lines
 from mmvicreg.training.loop import Trainer
-from mmvicreg.training.monitor import CollapseMonitor, Verdict, agreements, judge, measure, nothing_shared
+from mmvicreg.training.monitor import (
+    CollapseMonitor,
+    Health,
+    Verdict,
+    agreements,
+    judge,
+    measure,
+    nearly_collapsed,
+    nothing_shared,
+)
 
 CONFIG = MonitorConfig(grace_steps=10, patience=3)
 
@@ -149,6 +159,34 @@ def test_every_edge_is_asked_whether_its_embeddings_agree() -> None:
     assert agreements(z, graphs, directional=True)["a-c"] == pytest.approx(1, abs=1e-6)
     (message,) = nothing_shared({"a-b": 0.04, "a-c": 0.06}, CONFIG)
     assert "nothing in common along a-b: they agree by 0.040" in message
+
+
+def test_a_small_part_of_the_spread_that_is_asked_for_is_nearly_a_collapse() -> None:
+    figures = Health(
+        std=0.046, dead=0, effective_rank=17, mean_correlation=0, representation_std=1, representation_rank=9
+    )
+    branches = {"a": figures, "b": replace(figures, std=0.2), "c": replace(figures, std=0.001)}
+    (message,) = nearly_collapsed(branches, {"a": 1.0, "b": 1.0}, CONFIG)  # c has no target
+    assert "branch a that deviate by 0.046 on average, 5% of the 1 " in message
+    node = Node("a", "a", 16)
+    assert VICReg().target_std(node) == 1
+    assert VICReg(gamma=0.3).target_std(node) == 0.3
+    assert VICReg(normalise="l2").target_std(node) is None  # measured by direction
+    assert VICReg().target_std(replace(node, variance=0.0)) is None
+    assert BarlowTwins().target_std(node) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 1000.0])
+def test_a_run_that_ends_nearly_collapsed_says_so(
+    share: float, tiny_tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (f"monitor.min_spread={share}", "training.epochs=1", "training.log_every=1")
+    recipe = tiny_recipe("wave-mel", tiny_tones, *settings)
+    create_run(tmp_path, recipe)
+    Trainer(Run(tmp_path, recipe), World(0, 1, 0, torch.device("cpu")), resume=False, workers=0).train()
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert all(line["target_std"] == {"wave": 1, "mel": 1} for line in read_lines(tmp_path / "metrics.jsonl"))
+    assert said.count("that the variance term asks for") == (2 if share else 0)
 
 
 @pytest.mark.parametrize("least", [-1.0, 1.0])
