@@ -19,7 +19,7 @@ from mmvicreg.progress import progress_bar
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
 from mmvicreg.skipped import Skipped
-from mmvicreg.training.distributed import World, exchange_rows, gather_objects, shares
+from mmvicreg.training.distributed import World, cpu_count, exchange_rows, gather_objects, shares
 from mmvicreg.training.loader import Failure, begin_worker, end_workers, prepare
 from mmvicreg.training.log import say
 
@@ -265,7 +265,7 @@ def _read(
         dataset,
         batch_size,
         collate_fn=dataset.collate,
-        num_workers=workers,
+        num_workers=min(workers, cpu_count()),  # more than there are cores would only get in each other's way
         persistent_workers=workers > 0,
         worker_init_fn=begin_worker,
     )

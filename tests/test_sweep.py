@@ -105,7 +105,10 @@ def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
         assert recipe.objective["name"] == name.removesuffix("0")
         assert recipe.model_copy(update={"objective": base.objective}) == base
         assert other_settings(base, recipe) == []
-    assert method_settings(methods["vse"]) == "vse (margin 0.2, negatives hardest, reduction sum, warmup_steps 0)"
+    assert (
+        method_settings(methods["vse"])
+        == "vse (margin 0.2, negatives hardest, reduction sum, warmup_steps 0)"
+    )
     assert "mu_image 25, nu_image 1" in method_settings(methods["vicreg"])
     assert "lambda_image-text 25" in method_settings(methods["vicreg"])
 
