@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mmvicreg import registry
 from mmvicreg.runs import Run
 from mmvicreg.training.log import read_lines
 from mmvicreg.training.monitor import Health, Verdict, judge, nearly_collapsed, nothing_shared
@@ -19,7 +20,13 @@ METRICS = "metrics.jsonl"
 
 def verdict_of(run: Run) -> Verdict:
     """What the monitor said, or would have said with the run's thresholds."""
-    return judge(run.recipe.monitor, _measurements(read_lines(run.path / METRICS)))
+    measured = _measurements(read_lines(run.path / METRICS))
+    return judge(run.recipe.monitor, measured, advice=_advice(run))
+
+
+def _advice(run: Run) -> str:
+    advice: str = registry.OBJECTIVES.load(run.recipe.objective["name"]).advice
+    return advice
 
 
 def training_report(run: Run) -> dict[str, Any] | None:
@@ -42,7 +49,7 @@ def training_report(run: Run) -> dict[str, Any] | None:
         "branches": last["branches"],
         "agreement": (agreed := last.get("agreement", {})),  # runs of earlier versions have none
         "monitor": asdict(verdict_of(run)),
-        "nothing_shared": nothing_shared(agreed, run.recipe.monitor),
+        "nothing_shared": nothing_shared(agreed, run.recipe.monitor, advice=_advice(run)),
         "nearly_collapsed": nearly_collapsed(
             {node: Health(**figures) for node, figures in last["branches"].items()},
             last.get("target_std", {}),

@@ -104,6 +104,8 @@ class Objective(nn.Module, ABC):
     Config: ClassVar[type[Strict]]
     """What a recipe's ``objective:`` may say besides the name."""
     minimum_batch: ClassVar[int] = 2
+    advice: ClassVar[str] = "Try a longer warm-up"
+    """What to try when a run of the method collapses or teaches nothing, as the beginning of a sentence."""
     target_momentum: float | None = None
     """A method that is to be called with ``targets`` says where their momentum starts: the model then keeps a
     moving average of every branch (:mod:`mmvicreg.branches.target`)."""

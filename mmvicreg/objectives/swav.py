@@ -83,6 +83,9 @@ class SwAV(Objective):
     """
 
     Config: ClassVar[type[Strict]] = SwAVConfig
+    advice: ClassVar[str] = (
+        "Make the codes sharper (a lower objective.epsilon) and the embeddings narrower (its authors have 128)"
+    )
     directional = True
     step: Tensor
     queue: Tensor | None

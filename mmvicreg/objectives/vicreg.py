@@ -71,6 +71,9 @@ class VICReg(Objective):
     """
 
     Config: ClassVar[type[Strict]] = VICRegConfig
+    advice: ClassVar[str] = (
+        "Raise the variance coefficient, keep invariance close to it and covariance well below both (Table 7)"
+    )
 
     def __init__(
         self,

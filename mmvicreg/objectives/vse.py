@@ -63,6 +63,9 @@ class VSE(Objective):
     """
 
     Config: ClassVar[type[Strict]] = VSEConfig
+    advice: ClassVar[str] = (
+        "Let all negatives count for the first epochs (objective.warmup_steps), or always (objective.negatives=all)"
+    )
     directional = True
     step: Tensor | None
 

@@ -68,6 +68,9 @@ class WMSE(Objective):
     """
 
     Config: ClassVar[type[Strict]] = WMSEConfig
+    advice: ClassVar[str] = (
+        "Whiten by more samples (objective.sub_batch), or make the embeddings narrower: a quarter of the sub-batch, say"
+    )
     step: Tensor
 
     def __init__(

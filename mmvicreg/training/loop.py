@@ -91,7 +91,7 @@ class Trainer:
         self._micro_batch = asked if asked is not None and asked < local else None
         self.model = self._build(inputs, content)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.monitor = CollapseMonitor(recipe.monitor)
+        self.monitor = CollapseMonitor(recipe.monitor, advice=self.model.objective.advice)
         self.step, self.epoch = 0, 0
         if content is not None:
             self.optimizer.load_state_dict(content["optimizer"])
@@ -148,7 +148,7 @@ class Trainer:
             config = self.recipe.monitor
             for message in (
                 *nearly_collapsed(branches, self._last["target_std"], config),
-                *nothing_shared(self._last["agreement"], config),
+                *nothing_shared(self._last["agreement"], config, advice=self.model.objective.advice),
             ):
                 say(f"warning: {message}")
 

@@ -25,7 +25,7 @@ from mmvicreg.metrics.spectrum import (
     mean_correlation,
     standard_deviations,
 )
-from mmvicreg.objectives.base import Graph
+from mmvicreg.objectives.base import Graph, Objective
 from mmvicreg.sources import in_source
 
 
@@ -97,12 +97,17 @@ def agreements(
     return found
 
 
-def nothing_shared(found: Mapping[str, float], config: MonitorConfig) -> list[str]:
-    """What to say of each edge over which a run that ends with these agreements has learnt nothing."""
+def nothing_shared(found: Mapping[str, float], config: MonitorConfig, *, advice: str) -> list[str]:
+    """What to say of each edge over which a run that ends with these agreements has learnt nothing.
+
+    Args:
+        found: agreement along each edge.
+        config: thresholds.
+        advice: the method's (:attr:`~mmvicreg.objectives.base.Objective.advice`).
+    """
     return [
         f"the run ends with embeddings that have nothing in common along {edge}: they agree by {value:.3f}, where 0 is "
-        f"chance and 1 the same (monitor.min_agreement is {config.min_agreement:g}). Unless it was very short, keep "
-        "invariance close to variance and covariance well below both (Table 7)"
+        f"chance and 1 the same (monitor.min_agreement is {config.min_agreement:g}). {advice}, or train for longer"
         for edge, value in found.items()
         if value < config.min_agreement
     ]
@@ -147,10 +152,15 @@ class Verdict:
 
 
 class CollapseMonitor:
-    """Counts measurements in which a branch looks collapsed; a healthy one takes one back."""
+    """Counts measurements in which a branch looks collapsed; a healthy one takes one back.
 
-    def __init__(self, config: MonitorConfig) -> None:
-        self.config = config
+    Args:
+        config: thresholds.
+        advice: what the method advises (:attr:`~mmvicreg.objectives.base.Objective.advice`).
+    """
+
+    def __init__(self, config: MonitorConfig, *, advice: str = Objective.advice) -> None:
+        self.config, self.advice = config, advice
         self.counts: dict[str, int] = {}
 
     def look(self, step: int, health: Mapping[str, Health]) -> tuple[str | None, bool]:
@@ -173,8 +183,7 @@ class CollapseMonitor:
                 stop = True
                 message = (
                     f"branch {node} has collapsed ({reason}, {self.counts[node]} measurements up to step "
-                    f"{step}). Raise its variance coefficient, keep invariance close to variance and covariance "
-                    "well below both (Table 7), or lower the learning rate; monitor.patience and "
+                    f"{step}). {self.advice}, or lower the learning rate; monitor.patience and "
                     "monitor.grace_steps decide when a run is stopped"
                 )
         return message, stop
@@ -200,9 +209,14 @@ class CollapseMonitor:
         return None
 
 
-def judge(config: MonitorConfig, measurements: Iterable[tuple[int, Mapping[str, Health]]]) -> Verdict:
-    """Look at a run's measurements ``(step, node -> figures)`` again, in their order."""
-    monitor, verdict = CollapseMonitor(config), Verdict()
+def judge(
+    config: MonitorConfig,
+    measurements: Iterable[tuple[int, Mapping[str, Health]]],
+    *,
+    advice: str = Objective.advice,
+) -> Verdict:
+    """Look at a run's measurements ``(step, node -> figures)`` again, in their order, with a method's advice."""
+    monitor, verdict = CollapseMonitor(config, advice=advice), Verdict()
     for step, health in measurements:
         message, stop = monitor.look(step, health)
         verdict = replace(

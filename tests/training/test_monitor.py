@@ -62,7 +62,7 @@ def test_healthy_embeddings_are_left_alone() -> None:
     ],
 )
 def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reason: str) -> None:
-    monitor = CollapseMonitor(CONFIG)
+    monitor = CollapseMonitor(CONFIG, advice="Have a rest")
     health = {
         "good": measure(healthy(), healthy(), dead_std=0.01),
         "bad": measure(embedding(), healthy(), dead_std=0.01),
@@ -74,13 +74,13 @@ def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reaso
     assert "branch bad looks collapsed" in message
     assert reason in message
     assert monitor.look(30, health) == (None, False)
-    again = CollapseMonitor(CONFIG)
+    again = CollapseMonitor(CONFIG, advice="Have a rest")
     again.load_state(monitor.state())  # as a resumed run does
     message, stop = again.look(40, health)
     assert stop
     assert message is not None
     assert "branch bad has collapsed" in message
-    assert "Raise its variance coefficient" in message
+    assert "Have a rest, or lower the learning rate" in message
 
 
 def test_recovery_resets_the_count() -> None:
@@ -157,8 +157,9 @@ def test_every_edge_is_asked_whether_its_embeddings_agree() -> None:
     assert abs(found["a-b"]) < 0.3
     assert 0.5 < found["a-c"] < 0.99
     assert agreements(z, graphs, directional=True)["a-c"] == pytest.approx(1, abs=1e-6)
-    (message,) = nothing_shared({"a-b": 0.04, "a-c": 0.06}, CONFIG)
+    (message,) = nothing_shared({"a-b": 0.04, "a-c": 0.06}, CONFIG, advice=SwAV.advice)
     assert "nothing in common along a-b: they agree by 0.040" in message
+    assert "objective.epsilon" in message  # not VICReg's coefficients
 
 
 def test_a_small_part_of_the_spread_that_is_asked_for_is_nearly_a_collapse() -> None:
