@@ -95,7 +95,7 @@ def test_the_paper_s_figures_are_those_of_its_tables() -> None:
             assert ("BN" in parts) == (objective["predictor_norm"] == "batchnorm")
 
 
-def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
+def test_the_comparison_of_methods_changes_the_objective_and_the_rate_alone() -> None:
     sweep = read_sweep(sweep_path("flickr8k-methods"))
     base = base_recipe(sweep)
     methods = {name: plan[0] for name, plan in recipes(sweep).items()}
@@ -103,8 +103,10 @@ def test_the_comparison_of_methods_changes_the_objective_alone() -> None:
     assert methods["vse0"].objective == methods["vse"].objective | {"negatives": "all"}
     for name, recipe in methods.items():
         assert recipe.objective["name"] == name.removesuffix("0")
-        assert recipe.model_copy(update={"objective": base.objective}) == base
-        assert other_settings(base, recipe) == []
+        rate = {"lr": base.optimizer.lr}
+        optimizer = recipe.optimizer.model_copy(update=rate)
+        assert recipe.model_copy(update={"objective": base.objective, "optimizer": optimizer}) == base
+        assert other_settings(base, recipe) == ([] if name == "vicreg" else ["optimizer.lr=0.0003"])
     assert (
         method_settings(methods["vse"])
         == "vse (margin 0.2, negatives hardest, reduction sum, warmup_steps 0)"
