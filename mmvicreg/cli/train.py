@@ -46,7 +46,19 @@ def train(
     micro_batch: Annotated[
         int | None,
         typer.Option(
-            help="Samples in memory at once per process; the whole batch is trained exactly all the same."
+            help="Samples in memory at once per process; the objective and its gradient stay the whole batch's, while "
+            "BatchNorm in a branch sees this many."
+        ),
+    ] = None,
+    accumulate: Annotated[
+        str | None,
+        typer.Option(
+            "--accumulate",
+            "--grad-accum",
+            "--accumulate-grad-batches",
+            "--gradient-accumulation-steps",
+            hidden=True,
+            help="Refused, with the reason.",
         ),
     ] = None,
     on_bad_sample: Annotated[
@@ -79,6 +91,10 @@ def train(
     ] = False,
 ) -> None:
     """Train the branches of a pair on two views of each sample."""
+    if accumulate is not None:
+        from mmvicreg.explain import NO_ACCUMULATION
+
+        raise UserError(NO_ACCUMULATION)
     overrides: dict[str, Any] = {
         "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
         "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),

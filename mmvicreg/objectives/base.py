@@ -148,6 +148,14 @@ class Objective(nn.Module, ABC):
         """Raise :class:`UserError` unless this method can be computed over ``graph``."""
         check_graph(graph)
 
+    def check_batch(self, graph: Graph, n: int) -> None:
+        """Raise :class:`UserError` unless this method can be computed over global batches of ``n`` samples."""
+        del graph
+        if n < self.minimum_batch:
+            raise UserError(
+                f"{type(self).__name__} needs at least {self.minimum_batch} samples in a batch, got {n}"
+            )
+
     def warnings(self, graph: Graph) -> list[str]:
         """What is known to go wrong with these options on this graph, in plain sentences; often empty."""
         del graph
@@ -299,7 +307,7 @@ def _locate(batch: Mapping[str, Tensor], sizes: tuple[int, ...]) -> None:
             raise NonFiniteError(
                 f"NaN or infinity in the embedding of branch '{name}', rows {shown}"
                 f" of the batch of {sum(sizes)}{where}; lower the learning rate,"
-                " clip the gradient or look at these samples",
+                " clip the gradient (optimizer.clip_norm), use float32, or look at these samples",
                 node=name,
                 rows=rows,
                 local_rows=local_rows,

@@ -1,4 +1,8 @@
-"""The one place that keeps an objective's arithmetic exact: no autocast, no TF32, no bfloat16 products."""
+"""The one place that keeps an objective's arithmetic exact: no autocast, no TF32, no bfloat16 products.
+
+VICReg's gradient is computed in it as well. The other methods' is autograd's, after the guard has gone: it has no
+autocast either (that is of the forward), but takes TF32 where the process allows it, which this package never does.
+"""
 
 from __future__ import annotations
 

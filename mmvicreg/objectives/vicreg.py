@@ -107,8 +107,14 @@ class VICReg(Objective):
         return Graph(nodes, (Edge("a", "b", self.invariance),))
 
     def check(self, graph: Graph) -> None:
-        """Refuse, besides, a variance term that is zero whatever the embeddings."""
+        """Refuse, besides, a loss or a variance term that is zero whatever the embeddings."""
         super().check(graph)
+        weights = [weight for node in graph.nodes for weight in (node.variance, node.covariance)]
+        if not any(weights) and not any(edge.invariance for edge in graph.edges):
+            raise UserError(
+                "every coefficient of VICReg is 0, so that there is nothing to train: set variance and covariance of a "
+                "branch, or the invariance of an edge"
+            )
         for node in graph.nodes:
             gamma = self._gamma(node.width)
             if node.variance and gamma**2 <= self.epsilon:

@@ -95,6 +95,19 @@ class WMSE(Objective):
         if self.sub_batch is not None:
             self._check_size(graph, self.sub_batch, "sub-batches", "set objective.sub_batch")
 
+    def check_batch(self, graph: Graph, n: int) -> None:
+        """Refuse, besides, a batch that the sub-batches do not divide, or that is too small to whiten whole."""
+        super().check_batch(graph, n)
+        if self.sub_batch is None:
+            self._check_size(graph, n, "batches", "raise the batch size")
+        elif n % self.sub_batch:
+            least = self._least(graph)
+            fits = [str(k) for k in range(least, n + 1) if n % k == 0]
+            raise UserError(
+                f"W-MSE cannot cut a batch of {n} into sub-batches of {self.sub_batch}: set objective.sub_batch to "
+                f"{' or '.join(fits[:4]) or f'a divisor of the batch of at least {least}'}"
+            )
+
     def compute(
         self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
     ) -> ObjectiveOutput:
@@ -122,16 +135,8 @@ class WMSE(Objective):
 
     def _partitions(self, n: int, graph: Graph) -> list[Tensor]:
         """This step's partitions of the global batch: ``(sub-batches, samples in each)`` positions."""
+        self.check_batch(graph, n)
         size = self.sub_batch or n
-        if self.sub_batch is None:
-            self._check_size(graph, n, "batches", "raise the batch size")
-        if n % size:
-            least = self._least(graph)
-            fits = [str(k) for k in range(least, n + 1) if n % k == 0]
-            raise UserError(
-                f"W-MSE cannot cut a batch of {n} into sub-batches of {size}: set objective.sub_batch to "
-                f"{' or '.join(fits[:4]) or f'a divisor of the batch of at least {least}'}"
-            )
         if size == n:  # nothing to draw, and one is as good as many
             return [torch.arange(n)[None]]
         step = int(self.step)

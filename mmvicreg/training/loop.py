@@ -52,7 +52,7 @@ from mmvicreg.training.monitor import (
     nearly_collapsed,
     nothing_shared,
 )
-from mmvicreg.training.optim import build_optimizer, clip, rate_factor, set_rate
+from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
 from mmvicreg.training.source_data import SourceData, with_others
@@ -108,6 +108,13 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
+        try:
+            return self._train()
+        except BaseException:
+            self.data.close()  # else Python would wait for their workers for ever
+            raise
+
+    def _train(self) -> Outcome:
         training = self.recipe.training
         if self.epoch >= training.epochs and self.world.is_main:
             say(
@@ -181,7 +188,12 @@ class Trainer:
                 output.loss.backward()
         except NonFiniteError as error:
             raise self._explain(error, batch) from error
-        clip(self.model, recipe.optimizer.clip_norm)
+        if not clip(self.model, recipe.optimizer.clip_norm):
+            raise UserError(
+                f"step {self.step + 1}: the gradient of {', '.join(not_finite(gradients(self.model)))} is not finite, "
+                "although the loss is, and no step was taken with it. Checkpoints up to the last epoch are kept; lower "
+                "optimizer.lr, or use --precision fp32"
+            )
         self.optimizer.step()
         self.model.move_targets(self.step, steps=steps * recipe.training.epochs)
         self.step += 1
@@ -270,8 +282,15 @@ class Trainer:
             raise UserError(problem)
 
     def _write_checkpoint(self) -> None:
+        weights = plain_state(self.model)
+        if spoilt := not_finite(weights):
+            raise UserError(
+                f"step {self.step}: weights of {', '.join(spoilt)} are not finite, and no checkpoint is made of them. "
+                "Those up to the last epoch are kept; set optimizer.clip_norm, lower optimizer.lr, or use "
+                "--precision fp32"
+            )
         content = {
-            "model": plain_state(self.model),
+            "model": weights,
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state(),
             "inputs": {name: source.state() for name, source in self.inputs.items()},
@@ -317,6 +336,8 @@ class Trainer:
         training, device = self.recipe.training, self.world.device
         initial = self.run.initial if content is None else None
         model = build_model(self.recipe, inputs, pretrained=content is None, initial=initial)
+        for source, part in self.data.parts.items():
+            model.objective_of(source).check_batch(model.graphs[source], part.training.batch_size)
         if content is not None:
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
@@ -394,8 +415,8 @@ class Trainer:
         names = [self.data.samples[error.source][int(i)].id for i in index.tolist()]
         where = f"source {error.source}: " if error.source else ""
         return UserError(
-            f"step {self.step + 1}: {where}{error} Samples: {', '.join(names)}. Checkpoints up to the last epoch "
-            "are kept; lower optimizer.lr, set optimizer.clip_norm, or use --precision fp32"
+            f"step {self.step + 1}: {where}{error}. Samples: {', '.join(names)}. Checkpoints up to the last epoch "
+            "are kept"
         )
 
     @contextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmvicreg.branches.model import JointModel
 from mmvicreg.config import OptimizerConfig, ScheduleConfig
@@ -104,7 +104,23 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * (1.0 if group.get("fixed_lr") else factor)
 
 
-def clip(model: nn.Module, norm: float | None) -> None:
-    """Scale the gradient down to l2 norm ``norm``, where a limit is given."""
-    if norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+def clip(model: nn.Module, norm: float | None) -> bool:
+    """Scale the gradient down to l2 norm ``norm``, where a limit is given; false where it is not finite."""
+    if norm is None:
+        return True
+    return bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), norm)))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter that has one, by name."""
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Which branches' tensors hold NaN or infinity (``image``, ``text``), and ``the objective`` for all others."""
+    found = dict.fromkeys(
+        name.split(".")[1] if name.startswith(("branches.", "targets.")) else "the objective"
+        for name, tensor in tensors.items()
+        if not bool(torch.isfinite(tensor).all())
+    )
+    return list(found)

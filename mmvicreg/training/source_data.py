@@ -88,6 +88,11 @@ class SourceData:
         """The batches of the other sources from ``step`` of the run on, round after round."""
         return {name: _rounds(name, loader, step) for name, loader in self.loaders.items() if name != FIRST}
 
+    def close(self) -> None:
+        """End the loaders' worker processes."""
+        for loader in self.loaders.values():
+            loader.close()
+
     def skipped(self) -> list[Skipped]:
         """What could not be read so far, by this process."""
         return [one for loader in self.loaders.values() for one in loader.skipped.values()]

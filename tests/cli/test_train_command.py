@@ -99,6 +99,11 @@ def fingerprint(folder: Path) -> dict[str, str]:
             "--pair image-text --dataset shapes --set training.accumulation_steps=4",
             [r"'training\.accumulation_steps': gradients are not accumulated.*--micro-batch"],
         ),
+        (
+            "--pair image-text --dataset shapes --accumulate-grad-batches 4",
+            [r"gradients are not accumulated.*--micro-batch"],
+        ),
+        ("--pair image-text --dataset shapes --grad-accum=4", [r"gradients are not accumulated"]),
         ("--pair image-text --dataset shapes --precision fp8", ["training.precision.*bf16"]),
         ("--pair image-text --dataset shapes --seed -1", ["seed"]),
         ("--pair wave-mel --dataset tones --fold x", ["--fold", "'x'"]),
@@ -186,6 +191,24 @@ def test_data_of_another_kind_or_too_little_leaves_no_run_behind(
     refused(said, "shapes is not in folds", "train, val, test")
     said = train(*as_flags("image-text", tiny_shapes, "inputs.text.vocabulary=16"), "--out", "run")
     refused(said, r"inputs\.text\.vocabulary")
+    assert not Path("run").exists()
+
+
+def test_an_objective_that_the_batch_or_the_coefficients_do_not_allow_leaves_no_run_behind(
+    train: Command, tiny_shapes: Path
+) -> None:
+    flags = [*as_flags("image-text", tiny_shapes), "--workers", "0", "--out", "run"]
+    said = train(*flags, "--method", "wmse")
+    refused(said, "cannot whiten the 32 dimensions of 'image' within batches of 16", "raise the batch size")
+    said = train(
+        *flags, "--method", "wmse", "--set", "objective.sub_batch=40", "--set", "training.batch_size=64"
+    )
+    refused(said, "cannot cut a batch of 64 into sub-batches of 40", "set objective.sub_batch to 64")
+    zero = [
+        f"branches.{branch}.{term}=0" for branch in ("image", "text") for term in ("variance", "covariance")
+    ]
+    said = train(*flags, *(word for key in [*zero, "edges.0.invariance=0"] for word in ("--set", key)))
+    refused(said, "every coefficient of VICReg is 0")
     assert not Path("run").exists()
 
 
