@@ -1,4 +1,4 @@
-"""Gradients and weights that are not finite, and errors nobody foresaw: a run ends, its last good checkpoint is kept."""
+"""Gradients and weights that are not finite, errors nobody foresaw: a run ends, its last good checkpoint is kept."""
 
 from __future__ import annotations
 
