@@ -41,11 +41,11 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'
 
-flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, VSE0, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SWEEP=flickr8k.
+flickr8k: $(READY)  ## VICReg, Barlow Twins, VSE++, VSE0, SimCLR on FLICKR8K=DIR in one setting; OUT=DIR EPOCHS=N SEEDS=0,1,2 SWEEP=NAME.
 	@[ -n "$(FLICKR8K)" ] || { echo "make flickr8k needs FLICKR8K=DIR, the folder of dataset_flickr8k.json and its" \
 	  "pictures (mmvicreg data info flickr8k says where they come from)" >&2; exit 2; }
 	$(RUN) mmvicreg sweep "$(or $(SWEEP),flickr8k-methods)" --data-root "$(FLICKR8K)" \
-	  --out "$(or $(OUT),runs/flickr8k)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+	  --out "$(or $(OUT),runs/flickr8k)" $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 esc10: $(READY)  ## VICReg, Barlow Twins, supervised by ESC-10's folds; ESC10=DIR OUT=DIR EPOCHS=N; again to go on.
 	@set -e; out="$(or $(OUT),runs/esc10)"; \

@@ -214,7 +214,10 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     for edge in edges:
         directions |= _judge(world, run, edge, encoded, len(samples), settings)
     own_data = data.name == run.recipe.dataset.name
-    rows = published_rows(data, split, len(samples), settings.protocol)
+    captions = len(encoded[texts[0]].owner) if texts else None
+    rows = published_rows(
+        data, split, images=len(samples), captions=captions or 0, protocol=settings.protocol
+    )
     report: Report = {
         **directions,
         "rsum": sum(direction[f"R@{k}"] for direction in directions.values() for k in RECALLS),
@@ -223,7 +226,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "split": split,
         "samples": len(samples),
         "skipped": len(skipped),
-        "captions": len(encoded[texts[0]].owner) if texts else None,
+        "captions": captions,
         "captions_per_image": captions_per_image(samples, most=CAPTIONS) if texts else None,
         "pretrained_on": pretrained_on(run, data if own_data else None),
         "seen_in_pretraining": saw_split(run, data.name, split),

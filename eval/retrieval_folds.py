@@ -17,7 +17,7 @@ from mmvicreg.eval.output import Report, command_line, console, spread, write_re
 from mmvicreg.eval.retrieval_report import RECALLS
 from mmvicreg.runs import open_run
 
-FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank")
+FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank", "mean_rank")
 
 
 def run(
@@ -40,8 +40,8 @@ def run(
         options: further ones of the retrieval protocol.
 
     Returns:
-        Per direction ``R@1``, ``R@5``, ``R@10`` and ``median_rank``, each with ``mean``, ``std`` (n - 1) and
-        ``folds``; ``chance``; ``queries`` over all folds.
+        Per direction ``R@1``, ``R@5``, ``R@10``, ``median_rank`` and ``mean_rank``, each with ``mean``, ``std``
+        (n - 1) and ``folds``; ``chance``; ``queries`` over all folds; ``rsum``, the mean over folds.
 
     Raises:
         UserError: no runs by fold, not one of each fold, another recipe among them; anything of one run's.
@@ -70,6 +70,7 @@ def run(
             key: one[key]
             for key in ("dataset", "space", "similarity", "protocol", "pair", "method", "mmvicreg")
         },
+        "rsum": float(np.mean([part["rsum"] for part in found.values()])),
         "samples": sum(part["samples"] for part in found.values()),
         "epoch": [part["epoch"] for part in found.values()],
         "run": str(folder),
@@ -133,6 +134,7 @@ def _show(report: Report, file: Path, directions: list[str]) -> None:
         chance = [f"{found['chance'][f'R@{k}']:.2f}" for k in RECALLS]
         table.add_row("", "chance", *chance, "", "", "", style="dim", end_section=True)
     out.print(table)
+    out.print(f"rsum {report['rsum']:.1f}, the sum of this run's recalls, mean over folds.", soft_wrap=True)
     out.print(
         f"Recall in percent, ranks from 1, mean ± standard deviation over folds, {report['similarity']} in "
         f"{report['space']} space; run {report['run']} after epoch {report['epoch']}.",

@@ -65,6 +65,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
             table.add_row("", f"{row['method']} (paper)", *(number(value) for value in values))
         table.add_section()
     out.print(table)
+    out.print(f"rsum {report['rsum']:.1f}, the sum of this run's recalls.", soft_wrap=True)
     out.print(
         f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
         f"run {report['run']} after epoch {report['epoch']} on {report['pretrained_on']}.",
@@ -99,10 +100,11 @@ def _say_search(found: Report) -> str:
     )
 
 
-def published_rows(data: DataSet, split: str, images: int, protocol: str) -> list[Report]:
+def published_rows(data: DataSet, split: str, *, images: int, captions: int, protocol: str) -> list[Report]:
     """Rows of Table 3 where they are comparable: Karpathy's whole COCO test split as one gallery."""
     karpathy = data.name == "coco" and getattr(data, "layout", None) == "karpathy"
-    if not (karpathy and split == "test" and images == 5000 and protocol in ("5k", "all")):
+    whole = (images, captions) == (5000, 25000)
+    if not (karpathy and split == "test" and whole and protocol in ("5k", "all")):
         return []
     table = published(3)
     return [{"method": row.method, **dict(zip(table.columns, row.values, strict=True))} for row in table.rows]

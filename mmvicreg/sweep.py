@@ -32,7 +32,7 @@ from mmvicreg import registry
 from mmvicreg.config import Recipe, Strict, check_pair
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
-from mmvicreg.runs import RECIPE, open_run
+from mmvicreg.runs import RECIPE, Run, open_run
 
 if TYPE_CHECKING:
     from mmvicreg.training.launch import Launch
@@ -109,6 +109,18 @@ class Result:
         if self.problem or not all("rsum" in report for report in self.reports) or not self.reports:
             return None
         return float(sum(report["rsum"] for report in self.reports) / len(self.reports))
+
+
+def with_seeds(sweep: Sweep, seeds: str) -> Sweep:
+    """The sweep with other seeds, ``"0,1,2"``.
+
+    Raises:
+        UserError: that is no list of whole numbers from 0 on, or one stands there twice.
+    """
+    words = seeds.split(",")
+    if not all(word.strip().isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise UserError(f"--seeds takes whole numbers from 0 on, each once, parted by commas; got '{seeds}'")
+    return sweep.model_copy(update={"seeds": [int(word) for word in words]})
 
 
 def sweep_path(name: str) -> Path:
@@ -205,7 +217,8 @@ def run_sweep(
             try:
                 _train(launch, recipe)
                 if sweep.judge == "retrieval":
-                    result.reports.append(_judge(place, sweep.split, devices=devices, device=device))
+                    asked = {"split": sweep.split, "on_bad_sample": recipe.dataset.on_bad_sample}
+                    result.reports.append(_judge(place, asked, devices=devices, device=device))
             except UserError as error:
                 if not _stopped_by_itself(error):
                     raise UserError(f"alternative '{name}': {error}") from error
@@ -240,20 +253,33 @@ def _changed(old: Recipe, new: Recipe) -> list[str]:
     return [line for line in differences(old, new) if not line.startswith(tuple(free))]
 
 
-def _judge(place: Path, split: str, *, devices: int, device: str) -> dict[str, Any]:
-    """The retrieval protocol's report on a run, made now or read where it was made of the same epoch."""
+def _judge(place: Path, asked: Mapping[str, str], *, devices: int, device: str) -> dict[str, Any]:
+    """The retrieval protocol's report on a run, made now or read where the same was made of the same epoch."""
     run = open_run(place)
-    file = place / "eval" / f"retrieval-{split}.json"
+    file = place / "eval" / f"retrieval-{asked['split']}.json"
     if file.is_file():
         try:
             report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if report["epoch"] == run.epochs_done:
+            if _as_asked(report, run, asked):
                 return report
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, AttributeError):
             pass  # half a file is no report
     judge = registry.PROTOCOLS.load("retrieval")
-    made: dict[str, Any] = judge(run, split=split, devices=devices, device=device)
+    made: dict[str, Any] = judge(run, **asked, devices=devices, device=device)
     return made
+
+
+def _as_asked(report: Mapping[str, Any], run: Run, asked: Mapping[str, str]) -> bool:
+    """Whether a report that lies there is what the sweep would make: somebody may have judged the run otherwise."""
+    reading = run.recipe.evaluation
+    return (
+        report["epoch"] == run.epochs_done
+        and report["dataset"] == run.recipe.dataset.name
+        and report["protocol"] == "all"
+        and (report["space"], report["similarity"]) == (reading.space, reading.similarity)
+        and not any("search" in part for part in report.values() if isinstance(part, Mapping))
+        and (asked["on_bad_sample"] == "skip" or not report["skipped"])
+    )
 
 
 def _stopped_by_itself(error: UserError) -> bool:

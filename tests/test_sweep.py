@@ -21,7 +21,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.eval.published import published
 from mmvicreg.recipes import recipes_folder
 from mmvicreg.runs import open_run
-from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path
+from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path, with_seeds
 from mmvicreg.sweep_table import best_of_groups, markdown, method_settings, other_settings, spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,6 +152,21 @@ def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp
     assert "nu_text 5" in page
     assert "20 queries, gallery 100" in page.replace("; text", "")
 
+    # somebody judged a run in another way since: that is no report of this sweep
+    lying = out / "nu-5" / "seed1" / "eval" / "retrieval-val.json"
+    right = json.loads(lying.read_text())
+    for change in (
+        {"protocol": "1k-5fold"},
+        {"similarity": "dot"},
+        {"space": "representation"},
+        {"skipped": 1},
+        {"dataset": "coco"},
+        {"image_to_text": right["image_to_text"] | {"search": {"index": "IVF"}}},
+    ):
+        lying.write_text(json.dumps({**right, "rsum": -1.0, **change}))
+        assert CliRunner().invoke(app, [*words, "--only", "nu-5"]).exit_code == 0
+        assert json.loads(lying.read_text())["rsum"] == right["rsum"], change
+
     # a run that is gone is made again, to the same figures
     shutil.rmtree(out / "simclr" / "seed0")
     result = CliRunner().invoke(app, [*words, "--only", "simclr"])
@@ -268,6 +283,26 @@ def test_nonsense_is_refused(tmp_path: Path, keys: dict[str, object], message: s
         recipes(read_sweep(file))
 
 
+def test_a_sweep_goes_on_without_pictures_that_cannot_be_read(tiny_shapes: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_shapes, tmp_path / "data")
+    picture = sorted((data / "val2017").iterdir())[0]
+    picture.write_text("<html>")
+    file = write(tmp_path / "mine.yaml", alternatives={"a": {}})
+    words = ["sweep", str(file), "--data-root", str(data), "--out", str(tmp_path / "out"), "--workers", "0"]
+    assert picture.name in mistake(*words)
+    result = CliRunner().invoke(app, [*words, "--set", "dataset.on_bad_sample=skip"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    (report,) = json.loads((tmp_path / "out" / "sweep.json").read_text())["alternatives"]["a"]["reports"]
+    assert (report["samples"], report["skipped"]) == (19, 1)
+
+
+def test_seeds_are_a_flag() -> None:
+    sweep = read_sweep(sweep_path("flickr8k-methods"))
+    assert [recipe.seed for recipe in recipes(with_seeds(sweep, "2, 0,5"))["vicreg"]] == [2, 0, 5]
+    for wrong in ("", "1,", "a", "-1", "1,1", "0.5"):
+        assert "--seeds takes whole numbers" in mistake("sweep", "flickr8k-methods", "--seeds", wrong)
+
+
 def test_names_are_looked_up(tmp_path: Path) -> None:
     assert "did you mean 'flickr8k'" in mistake("sweep", "flickr8")
     assert "no sweep file" in mistake("sweep", tmp_path / "x.yaml")
@@ -298,8 +333,8 @@ def test_make_flickr8k_says_what_it_needs_and_runs_the_sweep() -> None:
     assert asked.returncode != 0
     assert "FLICKR8K=DIR" in asked.stderr
     shown = subprocess.run(
-        ["make", "--dry-run", f"VENV={venv}", "flickr8k", "FLICKR8K=/data/f8k", "EPOCHS=3", "ARGS=--device cpu"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
+        ["make", "--dry-run", f"VENV={venv}", "flickr8k", "FLICKR8K=/data/f8k", "EPOCHS=3", "SEEDS=0,1",
+         "ARGS=--device cpu"], cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.replace("\\\n", "")  # fmt: skip
     for word in (
         "sweep",
@@ -307,6 +342,7 @@ def test_make_flickr8k_says_what_it_needs_and_runs_the_sweep() -> None:
         '"/data/f8k"',
         '"runs/flickr8k"',
         "--epochs 3",
+        "--seeds 0,1",
         "--device cpu",
     ):
         assert word in shown

@@ -27,6 +27,9 @@ def sweep(
         typer.Option(help="Where the data is. Default: $MMVICREG_DATA/<name>, else the cache folder."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data, for every run.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of every alternative, 0,1,2: the table has mean and deviation.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="This alternative only (repeat for more).")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of every recipe, dotted.")
@@ -39,11 +42,13 @@ def sweep(
     """Train alternatives of a recipe, one after another, and judge them in one table: on validation data, or by
     their training."""
     from mmvicreg.registry import nearest
-    from mmvicreg.sweep import base_recipe, changes, read_sweep, recipes, run_sweep, sweep_path
+    from mmvicreg.sweep import base_recipe, changes, read_sweep, recipes, run_sweep, sweep_path, with_seeds
     from mmvicreg.sweep_table import markdown, write_table
 
     path = sweep_path(name)
     asked = read_sweep(path)
+    if seeds is not None:
+        asked = with_seeds(asked, seeds)
     for one in only or ():
         if one not in asked.alternatives:
             raise UserError(
@@ -59,8 +64,8 @@ def sweep(
     chosen = {key: value for key, value in plans.items() if not only or key in only}
     base = base_recipe(asked)
     if listed:
-        for key, seeds in chosen.items():
-            typer.echo(f"{key}: {', '.join(changes(base, seeds[0])) or 'the recipe as it is'}")
+        for key, runs in chosen.items():
+            typer.echo(f"{key}: {', '.join(changes(base, runs[0])) or 'the recipe as it is'}")
         return
     folder = out if out is not None else Path("runs") / f"sweep-{path.stem}"
     command = shlex.join(["mmvicreg", *sys.argv[1:]])

@@ -55,7 +55,7 @@ from mmvicreg.training.monitor import (
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
-from mmvicreg.training.source_data import SourceData, with_others
+from mmvicreg.training.source_data import SourceData, copied_ahead, with_others
 
 # every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
 NO_BUFFER_SYNC: dict[str, Any] = (
@@ -303,16 +303,11 @@ class Trainer:
     def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
         """Batches on the device; the next one is copied while this one computes."""
         self._first_of_epoch = start
-        waiting: Batch | None = None
         if self._others is None:  # they go on from epoch to epoch
             self._others = self.data.streams(epoch * len(self.loader) + start)
-        for batch in self.loader.epoch(epoch, start=start):
-            ahead = with_others(batch, self._others).to(self.world.device)
-            if waiting is not None:
-                yield waiting
-            waiting = ahead
-        if waiting is not None:
-            yield waiting
+        others = self._others
+        batches = (with_others(batch, others) for batch in self.loader.epoch(epoch, start=start))
+        return copied_ahead(batches, self.world.device)
 
     def _wrap(self, epoch: int) -> torch.nn.Module:
         """The model as this epoch trains it: frozen parts set, gradients averaged over processes."""

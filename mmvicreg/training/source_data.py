@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from mmvicreg.branches.model import Batch
 from mmvicreg.config import Recipe
@@ -134,6 +137,35 @@ class SourceData:
 def with_others(batch: Batch, streams: Mapping[str, Iterator[Batch]]) -> Batch:
     """A batch of the first source with the next of every other."""
     return replace(batch, others={name: next(stream) for name, stream in streams.items()})
+
+
+def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on ``device``, each copied there before the one in front of it is asked for.
+
+    On a GPU they are copied in a stream of their own: in the one that computes, a copy would stand between two steps.
+    """
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    waiting: tuple[Batch, torch.cuda.Event | None] | None = None
+    for batch in batches:
+        with torch.cuda.stream(side) if side is not None else nullcontext():
+            ahead = batch.to(device), side.record_event() if side is not None else None
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = ahead
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event | None) -> Batch:
+    """The batch, once the stream that computes has been told to wait for its copy."""
+    if copied is not None:
+        now = torch.cuda.current_stream(batch.index.device)
+        now.wait_event(copied)
+        for part in batch.by_source().values():
+            for tensor in (part.index, *(value for item in part.views.values() for value in item.values())):
+                if tensor.is_cuda:
+                    tensor.record_stream(now)  # its memory is not given to a later copy while a step reads it
+    return batch
 
 
 def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:

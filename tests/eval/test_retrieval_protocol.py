@@ -13,6 +13,7 @@ from eval_stubs import StubData, StubEncode, StubRun, recipe, renamed
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval as protocol
+from mmvicreg.eval.retrieval_report import published_rows
 from mmvicreg.metrics import chance_recall, recall_at_k, retrieval_ranks
 from mmvicreg.samples import Sample
 
@@ -96,6 +97,7 @@ def test_the_file_holds_what_was_returned_and_where_it_came_from(
         "epoch 7",
     ):
         assert words in printed
+    assert f"rsum {report['rsum']:.1f}" in printed
     assert "No published row" in printed
 
 
@@ -139,6 +141,14 @@ def test_the_papers_protocols_need_5000_images(tmp_path: Path, judge: Any, name:
 def test_unknown_protocol_names_the_nearest(tmp_path: Path, judge: Any) -> None:
     with pytest.raises(UserError, match="unknown protocol '1k-fold'; did you mean '1k-5fold'"):
         judge(_run(tmp_path, StubData({})), {}, protocol="1k-fold")
+
+
+def test_the_papers_rows_stand_beside_their_own_gallery_alone() -> None:
+    data = StubData({}, name="coco", layout="karpathy")
+    assert published_rows(data, "test", images=5000, captions=25_000, protocol="all")
+    assert not published_rows(data, "test", images=5000, captions=24_999, protocol="all")
+    assert not published_rows(data, "test", images=5000, captions=25_000, protocol="1k-5fold")
+    assert not published_rows(data, "val", images=5000, captions=25_000, protocol="all")
 
 
 def test_5k_on_karpathys_coco_prints_the_papers_rows(

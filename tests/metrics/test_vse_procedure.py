@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tiny import tiny_recipe, untrained_run
 
+from mmvicreg.datasets import open_dataset
+from mmvicreg.encode import encode
 from mmvicreg.metrics import rank_counts, retrieval_ranks
 
 Array = npt.NDArray[np.float64]
@@ -61,6 +66,24 @@ def test_all_ranks_equal_the_published_procedure(spread: float) -> None:
     expected = published(images, captions)
     assert 0 < np.median(expected[0]) < 400  # neither perfect nor chance: something to disagree about
     found = retrieval_ranks(images, captions, owners(150), block=64)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.real
+def test_all_ranks_of_real_photographs_and_captions_equal_it(
+    tmp_path: Path, unpacked: Callable[[str], Path]
+) -> None:
+    root = unpacked("coco-mini")
+    run = untrained_run(tmp_path / "run", tiny_recipe("image-text", root, "dataset.name=coco"))
+    model, samples = run.model(device="cpu"), open_dataset("coco", root=root).samples("val")
+    x, y = (
+        encode(model, branch, samples, space="embedding", captions=FIVE, workers=0).vectors
+        for branch in ("image", "text")
+    )
+    assert (len(x), len(y)) == (79, 395)
+    expected = published(unit(x), unit(y))
+    found = retrieval_ranks(x, y, owners(len(x)))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
