@@ -7,10 +7,11 @@ import torch
 from references import vicreg, vicreg_authors, vicreg_parts
 from torch import Tensor
 
+from mmvicreg.bench.objective import reference
 from mmvicreg.errors import UserError
 from mmvicreg.objectives import Edge, Graph, Node, NonFiniteError, VICReg
 from mmvicreg.objectives.precision import exact_arithmetic
-from mmvicreg.objectives.terms import LARGEST_CANCELLATION
+from mmvicreg.objectives.terms import LARGEST_CANCELLATION, _squared_distance, _sum_of_squares
 from mmvicreg.registry import OBJECTIVES
 
 SHAPES = [(2, 3), (2, 1), (3, 9), (5, 5), (9, 4), (40, 300), (300, 40), (129, 130)]
@@ -313,3 +314,34 @@ def test_overflow_is_not_blamed_on_a_sample() -> None:
     a, b = pair(5, 3)
     with pytest.raises(UserError, match="overflows"):
         VICReg()(a * 1e30, b)
+
+
+LARGE = [
+    (256, 8192),
+    pytest.param(2048, 2048, marks=pytest.mark.slow),
+    pytest.param(4096, 1024, marks=pytest.mark.slow),
+    pytest.param(512, 8192, marks=pytest.mark.slow),
+    pytest.param(2048, 8192, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("n", "d"), LARGE)
+def test_float32_keeps_to_float64_at_the_shapes_of_pretraining(n: int, d: int) -> None:
+    """Loss within 1e-6 and gradient within 1e-5 (relative, l2) of every entry of C in float64, block by block."""
+    common = torch.randn(n, d)
+    batches = [(common + 0.7 * torch.randn(n, d)).requires_grad_() for _ in range(2)]
+    output = VICReg()(*batches)
+    output.loss.backward()
+    loss, gradients = reference(*(z.detach() for z in batches))
+    assert float(output.loss.detach()) == pytest.approx(float(loss), rel=1e-6)
+    for z, right in zip(batches, gradients, strict=True):
+        assert z.grad is not None
+        assert float((z.grad.double() - right).norm()) <= 1e-5 * float(right.norm())
+
+
+def test_reductions_stay_accurate_over_8192_x_8192_entries() -> None:
+    """Sums of 67 million float32 entries, whose partial sums in float32 would lose them."""
+    x = torch.rand(8192, 8192) + 1
+    exact = sum(float(rows.double().square().sum()) for rows in x.split(512))
+    assert float(_sum_of_squares(x)) == pytest.approx(exact, rel=1e-9)
+    assert float(_squared_distance(x, torch.zeros(()).expand(8192, 8192))) == pytest.approx(exact, rel=1e-7)
