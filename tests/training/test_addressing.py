@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.inputs.image import decode_pixels
 from mmvicreg.training.addressing import epoch_order, seed_step, view_rng
 from mmvicreg.training.loader import TrainingLoader
+from mmvicreg.training.source_data import copied_ahead
 
 
 def loader(recipe: Recipe, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> TrainingLoader:
@@ -139,3 +141,25 @@ def test_a_broken_picture_is_named(tiny_shapes: Path, tmp_path: Path, workers: i
     batches = loader(tiny_recipe("image-text", root), workers=workers)
     with pytest.raises(UserError, match=f"cannot decode the picture .*{victim.name}"):
         list(batches.epoch(0))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_batches_arrive_in_order_and_whole_each_copied_before_the_one_in_front_is_used(device: str) -> None:
+    read: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(4):
+            read.append(number)
+            item = {"pixels": torch.full((2, 3), float(number)), "length": torch.tensor([number, number])}
+            batch = Batch(torch.tensor([number, 9]), {"text/0": item})
+            yield batch if device == "cpu" else batch.pin_memory()
+
+    used = []
+    for batch in copied_ahead(batches(), torch.device(device)):
+        used.append(int(batch.index[0]))
+        assert read == list(range(min(4, used[-1] + 2)))
+        assert batch.index.device.type == device
+        assert float(batch.views["text/0"]["pixels"].sum()) == 6 * used[-1]
+        assert batch.views["text/0"]["length"].device.type == "cpu"  # where packing wants it
+    assert used == [0, 1, 2, 3]
+    assert list(copied_ahead(iter(()), torch.device(device))) == []
