@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ def _read_all(samples: Sequence[Sample], split: str, *, progress: bool) -> list[
     """Sample id and what is wrong, for every sample with a file that cannot be read to its end."""
     bad: list[tuple[str, str]] = []
     with (
+        # each decoding sets the process's filters and puts back what it found, which may be another thread's
+        warnings.catch_warnings(action="ignore"),
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         counted(len(samples), f"Reading {split}", "samples", progress=progress) as advance,
     ):
@@ -177,14 +180,13 @@ def _faults(sample: Sample) -> list[str]:
 
 
 def picture_fault(path: File) -> str | None:
-    """Why a picture cannot be decoded to its last row, or None."""
-    from PIL import Image
+    """Why a picture cannot be decoded to its last row, as training would, or None."""
+    from mmvicreg.inputs.image import decode_image
 
     try:
-        with Image.open(path if isinstance(path, Path) else path.open()) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} is not a whole picture ({_reason(error)})"
+        decode_image(path)
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -206,7 +208,3 @@ def _check_archives(card: Card, root: Path) -> Iterable[str]:
         path = root / file.path
         if path.is_file() and (fault := wrong(path, file)):
             yield f"wrong {fault}"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
