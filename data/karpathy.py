@@ -2,7 +2,7 @@
 
 From https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json, dataset_flickr8k.json,
 dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?, "split", "sentences":
-[{"raw", "tokens", "sentid"?}], "imgid"?, "cocoid"?}]}``.
+[{"raw", "tokens", "sentid"?, "imgid"?}], "imgid"?, "cocoid"?}]}``.
 """
 
 from __future__ import annotations
@@ -114,6 +114,14 @@ class _Entry:
         if not isinstance(sentences, list):
             raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
         self.split = split
+        for place, sentence in enumerate(sentences, start=1):
+            owner = sentence.get("imgid") if isinstance(sentence, Mapping) else None
+            if None not in (owner, self.number) and str(owner) != self.number:
+                raise UserError(
+                    f"{source}: caption {place} of {len(sentences)} of the picture '{self.name}' (imgid "
+                    f"{self.number}) says that it belongs to the picture with imgid {owner}: "
+                    f"{_sentence(sentence)!r}. Get the file again, or mend it"
+                )
         self.captions = [_sentence(sentence) for sentence in sentences]
         ids = [sentence.get("sentid") for sentence in sentences if isinstance(sentence, Mapping)]
         # in COCO's file a sentid is the annotation's id; elsewhere Karpathy's own count
