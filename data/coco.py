@@ -263,7 +263,7 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         )
         for image, file in zip(images, files, strict=True)
     ]
-    check_present([s.image for s in samples if s.image], "pictures", path, card.way_out(root))
+    check_present(samples, "pictures", path, card.way_out(root))
     return samples
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mmvicreg.data.card import Card
-from mmvicreg.data.reader import Files, check_captions, check_inside, duplicates, read_json, shorten
+from mmvicreg.data.reader import (
+    Files,
+    MissingFilesError,
+    check_captions,
+    check_inside,
+    duplicates,
+    read_json,
+    shorten,
+)
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -88,10 +96,11 @@ class KarpathyFile:
             samples.append(Sample(id=entry.id, image=image, captions=captions, caption_ids=entry.caption_ids))
         if missing:
             where = " or ".join(str(self._root / folder) for folder in self._folders)
-            raise UserError(
+            raise MissingFilesError(
                 f"{len(missing):,} of {len(entries):,} pictures of the split '{split}' listed in "
                 f"{self._path} are missing: {shorten(missing)} (looked in {where}). "
-                f"{self._card.way_out(self._root)}"
+                f"{self._card.way_out(self._root)}",
+                samples,
             )
         return samples
 

@@ -13,7 +13,7 @@ from mmvicreg import registry
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, card_of
 from mmvicreg.data.download import wrong
-from mmvicreg.data.reader import shorten
+from mmvicreg.data.reader import MissingFilesError, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import DataSet, File, Sample
 
@@ -30,7 +30,7 @@ class SplitReport:
     Attributes:
         split: its name.
         published: samples in the published set; None where nobody says.
-        listed: samples listed here; 0 for a split that is absent.
+        listed: samples listed here whose files are there; 0 for a split that is absent or whose list is refused.
         readable: samples whose files were all read to the end.
         captions: captions listed.
         judged: of these, the first so many of each picture that evaluation takes (``Card.captions_each``).
@@ -94,16 +94,21 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     things = "recordings" if card.pairs == ("wave-mel",) else "pictures"
     problems: list[str] = []
     counts: list[str] = []
+    unlisted: set[str] = set()
     reports: dict[str, SplitReport] = {}
     for split in dict.fromkeys([*published, *dataset.splits()]):
         samples: Sequence[Sample] = ()
         if split in dataset.splits():
             try:
                 samples = dataset.samples(split)
-            except UserError as error:
+            except MissingFilesError as error:
+                samples = error.present
                 problems.append(str(error))
+            except UserError as error:  # nobody knows how many it has
+                problems.append(str(error))
+                unlisted.add(split)
         count = published.get(split)
-        if count is not None and len(samples) != count:
+        if count is not None and split not in unlisted and len(samples) != count:
             counts.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
         problems += _few_captions(samples, split, card.captions_each)
         bad = _read_all(samples, split, progress=progress)

@@ -119,9 +119,31 @@ def test_a_missing_file_is_a_problem_among_others(tmp_path: Path) -> None:
     (root / "train2017" / "000000000001.jpg").unlink()
     (root / "val2017" / "000000000005.jpg").write_bytes(b"")
     problems = "; ".join(verify("coco", root, progress=False).problems)
-    assert "1 of 3 pictures" in problems
+    assert problems.startswith("2 of 3 pictures of the split train; 1 of 3 pictures listed in")
     assert "000000000001.jpg" in problems
     assert "000000000005.jpg" in problems
+
+
+def test_what_is_there_is_counted_and_read_where_a_picture_is_absent(tmp_path: Path) -> None:
+    root = layouts.karpathy(tmp_path, "flickr8k", per_split=4)
+    (root / "images" / "p1.jpg").unlink()  # p1, p4, p7 and p10 are train's
+    (root / "images" / "p4.jpg").write_text("not a picture")
+    report = verify("flickr8k", root, progress=False)
+    assert "3 of 6,000 pictures of the split train" in report.problems
+    assert any("1 of 4 pictures of the split 'train'" in problem for problem in report.problems)
+    assert any("cannot decode the picture" in problem for problem in report.problems)
+    train = next(row for row in report.splits if row.split == "train")
+    assert (train.listed, train.readable, train.captions) == (3, 2, 18)
+
+
+def test_a_split_whose_list_is_refused_is_not_counted(tmp_path: Path) -> None:
+    """Its pictures may all be there."""
+    root = layouts.karpathy(tmp_path, "flickr8k")
+    path = root / "dataset_flickr8k.json"
+    path.write_text(path.read_text().replace("sentence 3 of 1", " "))
+    problems = verify("flickr8k", root, progress=False).problems
+    assert any("caption 4 of 6 of the picture 'p1.jpg' is empty" in problem for problem in problems)
+    assert not any("pictures of the split train" in problem for problem in problems)
 
 
 @pytest.mark.usefixtures("small_cards")
