@@ -152,7 +152,10 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     if found[0].fold is not None and found[0].split is not None:
         raise UserError(f"{path} gives both split and fold; give one of them")
     check_present(
-        [path.parent / row.name for row in found], "recordings", path, f"Paths are relative to {path.parent}."
+        [Sample(id=row.name, audio=path.parent / row.name) for row in found],
+        "recordings",
+        path,
+        f"Paths are relative to {path.parent}.",
     )
     return found, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
 

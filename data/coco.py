@@ -223,7 +223,7 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         root: the data set's folder, for messages.
 
     Raises:
-        UserError: not COCO's captions, an image listed twice, a caption of no listed image, an empty
+        UserError: not COCO's captions, an image or its file listed twice, a caption of no listed image, an empty
             caption, or pictures that are not there.
     """
     from pycocotools.coco import COCO
@@ -244,6 +244,9 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         raise UserError(f"{path}: an image has no id or no file_name. {card.way_out(root)}")
     if twice := duplicates(str(image["id"]) for image in images):
         raise UserError(f"{path} lists images twice, by id: {shorten(twice)}")
+    files = [check_inside(image["file_name"], path) for image in images]
+    if twice := duplicates(files):
+        raise UserError(f"{path} lists the same file under several ids: {shorten(twice)}")
     if twice := duplicates(str(caption["id"]) for caption in annotations if "id" in caption):
         raise UserError(f"{path} lists captions twice, by id: {shorten(twice)}")
     known = {image["id"] for image in images}
@@ -252,17 +255,15 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
     samples = [
         Sample(
             id=str(image["id"]),
-            image=pictures / check_inside(image["file_name"], path),
+            image=pictures / file,
             captions=check_captions(
-                [annotation["caption"] for annotation in coco.imgToAnns.get(image["id"], [])],
-                image["file_name"],
-                path,
+                [annotation["caption"] for annotation in coco.imgToAnns.get(image["id"], [])], file, path
             ),
             caption_ids=tuple(str(annotation["id"]) for annotation in coco.imgToAnns.get(image["id"], [])),
         )
-        for image in images
+        for image, file in zip(images, files, strict=True)
     ]
-    check_present([s.image for s in samples if s.image], "pictures", path, card.way_out(root))
+    check_present(samples, "pictures", path, card.way_out(root))
     return samples
 
 

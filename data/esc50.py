@@ -113,9 +113,7 @@ class Esc50(Reader):
             )
             for row in rows
         ]
-        check_present(
-            [s.audio for s in samples if s.audio], "recordings", self._csv, self.card.way_out(self.root)
-        )
+        check_present(samples, "recordings", self._csv, self.card.way_out(self.root))
         return samples
 
     def faults(self) -> list[str]:

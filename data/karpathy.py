@@ -2,7 +2,7 @@
 
 From https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json, dataset_flickr8k.json,
 dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?, "split", "sentences":
-[{"raw", "tokens", "sentid"?}], "imgid"?, "cocoid"?}]}``.
+[{"raw", "tokens", "sentid"?, "imgid"?}], "imgid"?, "cocoid"?}]}``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mmvicreg.data.card import Card
-from mmvicreg.data.reader import Files, check_captions, check_inside, duplicates, read_json, shorten
+from mmvicreg.data.reader import (
+    Files,
+    MissingFilesError,
+    check_captions,
+    check_inside,
+    duplicates,
+    read_json,
+    shorten,
+)
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -88,10 +96,11 @@ class KarpathyFile:
             samples.append(Sample(id=entry.id, image=image, captions=captions, caption_ids=entry.caption_ids))
         if missing:
             where = " or ".join(str(self._root / folder) for folder in self._folders)
-            raise UserError(
+            raise MissingFilesError(
                 f"{len(missing):,} of {len(entries):,} pictures of the split '{split}' listed in "
                 f"{self._path} are missing: {shorten(missing)} (looked in {where}). "
-                f"{self._card.way_out(self._root)}"
+                f"{self._card.way_out(self._root)}",
+                samples,
             )
         return samples
 
@@ -114,6 +123,14 @@ class _Entry:
         if not isinstance(sentences, list):
             raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
         self.split = split
+        for place, sentence in enumerate(sentences, start=1):
+            owner = sentence.get("imgid") if isinstance(sentence, Mapping) else None
+            if None not in (owner, self.number) and str(owner) != self.number:
+                raise UserError(
+                    f"{source}: caption {place} of {len(sentences)} of the picture '{self.name}' (imgid "
+                    f"{self.number}) says that it belongs to the picture with imgid {owner}: "
+                    f"{_sentence(sentence)!r}. Get the file again, or mend it"
+                )
         self.captions = [_sentence(sentence) for sentence in sentences]
         ids = [sentence.get("sentid") for sentence in sentences if isinstance(sentence, Mapping)]
         # in COCO's file a sentid is the annotation's id; elsewhere Karpathy's own count

@@ -95,8 +95,8 @@ class Manifest(Reader):
     def _check_files(self, path: Path) -> None:
         every = [sample for samples in self._parsed.values() for sample in samples]
         hint = f"Paths are relative to {path.parent}."
-        check_present([s.image for s in every if s.image], "pictures", path, hint)
-        check_present([s.audio for s in every if s.audio], "recordings", path, hint)
+        check_present(every, "pictures", path, hint)
+        check_present(every, "recordings", path, hint)
 
 
 @dataclass(frozen=True, slots=True)

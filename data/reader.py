@@ -12,12 +12,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mmvicreg.data.card import Card
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
-from mmvicreg.samples import File, Sample
+from mmvicreg.samples import Sample
 
 SHOWN = 3
 """How many of many wrong things a message names before it counts the rest."""
@@ -240,21 +240,43 @@ def list_folder(folder: Path) -> frozenset[str]:
         raise UserError(f"cannot list {folder}: {error.strerror}") from error
 
 
-def check_present(paths: Sequence[File], what: str, source: Path, hint: str) -> None:
-    """Raise :class:`UserError` naming the first missing files and their number, if any is missing.
+class MissingFilesError(UserError):
+    """Files of a split that its list names are not there.
+
+    Attributes:
+        present: the samples whose files are there, for who counts them.
+    """
+
+    def __init__(self, message: str, present: Sequence[Sample] = ()) -> None:
+        super().__init__(message)
+        self.present = present
+
+
+def check_present(
+    samples: Sequence[Sample], what: Literal["pictures", "recordings"], source: Path, hint: str
+) -> None:
+    """Raise :class:`MissingFilesError` naming the first missing files and their number, if any is missing.
 
     Args:
-        paths: files that must exist.
-        what: what they are ("pictures").
+        samples: whose files must exist; those that have none of this kind are passed over.
+        what: which of their files.
         source: the file that lists them.
         hint: the way out.
     """
     files = Files()
-    missing = [path for path in paths if isinstance(path, Path) and path not in files]
+    present: list[Sample] = []
+    missing: list[str] = []
+    for sample in samples:
+        path = sample.image if what == "pictures" else sample.audio
+        if isinstance(path, Path) and path not in files:
+            missing.append(str(path))
+        elif path is not None:
+            present.append(sample)
     if missing:
-        raise UserError(
-            f"{len(missing):,} of {len(paths):,} {what} listed in {source} are missing: "
-            f"{shorten([str(path) for path in missing])}. {hint}"
+        raise MissingFilesError(
+            f"{len(missing):,} of {len(missing) + len(present):,} {what} listed in {source} are missing: "
+            f"{shorten(missing)}. {hint}",
+            present,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from mmvicreg import registry
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, card_of
 from mmvicreg.data.download import wrong
-from mmvicreg.data.reader import shorten
+from mmvicreg.data.reader import MissingFilesError, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import DataSet, File, Sample
 
@@ -29,7 +30,7 @@ class SplitReport:
     Attributes:
         split: its name.
         published: samples in the published set; None where nobody says.
-        listed: samples listed here; 0 for a split that is absent.
+        listed: samples listed here whose files are there; 0 for a split that is absent or whose list is refused.
         readable: samples whose files were all read to the end.
         captions: captions listed.
         judged: of these, the first so many of each picture that evaluation takes (``Card.captions_each``).
@@ -93,16 +94,21 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
     things = "recordings" if card.pairs == ("wave-mel",) else "pictures"
     problems: list[str] = []
     counts: list[str] = []
+    unlisted: set[str] = set()
     reports: dict[str, SplitReport] = {}
     for split in dict.fromkeys([*published, *dataset.splits()]):
         samples: Sequence[Sample] = ()
         if split in dataset.splits():
             try:
                 samples = dataset.samples(split)
-            except UserError as error:
+            except MissingFilesError as error:
+                samples = error.present
                 problems.append(str(error))
+            except UserError as error:  # nobody knows how many it has
+                problems.append(str(error))
+                unlisted.add(split)
         count = published.get(split)
-        if count is not None and len(samples) != count:
+        if count is not None and split not in unlisted and len(samples) != count:
             counts.append(f"{len(samples):,} of {count:,} {things} of the split {split}")
         problems += _few_captions(samples, split, card.captions_each)
         bad = _read_all(samples, split, progress=progress)
@@ -159,6 +165,8 @@ def _read_all(samples: Sequence[Sample], split: str, *, progress: bool) -> list[
     """Sample id and what is wrong, for every sample with a file that cannot be read to its end."""
     bad: list[tuple[str, str]] = []
     with (
+        # each decoding sets the process's filters and puts back what it found, which may be another thread's
+        warnings.catch_warnings(action="ignore"),
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
         counted(len(samples), f"Reading {split}", "samples", progress=progress) as advance,
     ):
@@ -177,14 +185,13 @@ def _faults(sample: Sample) -> list[str]:
 
 
 def picture_fault(path: File) -> str | None:
-    """Why a picture cannot be decoded to its last row, or None."""
-    from PIL import Image
+    """Why a picture cannot be decoded to its last row, as training would, or None."""
+    from mmvicreg.inputs.image import decode_image
 
     try:
-        with Image.open(path if isinstance(path, Path) else path.open()) as picture:
-            picture.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} is not a whole picture ({_reason(error)})"
+        decode_image(path)
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -206,7 +213,3 @@ def _check_archives(card: Card, root: Path) -> Iterable[str]:
         path = root / file.path
         if path.is_file() and (fault := wrong(path, file)):
             yield f"wrong {fault}"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -86,14 +86,14 @@ class Voc07(Reader):
                     f"({len(mine):,} and {len(ids):,}); get both again. {self.card.way_out(self.root)}"
                 )
             columns.append(column)
-        pictures = [self.folder / "JPEGImages" / f"{name}.jpg" for name in ids]
-        check_present(pictures, "pictures", lists, self.card.way_out(self.root))
+        samples = [Sample(id=name, image=self.folder / "JPEGImages" / f"{name}.jpg") for name in ids]
+        check_present(samples, "pictures", lists, self.card.way_out(self.root))
         self._targets[split] = np.array(columns, dtype=np.int8).T
         published = self.card.counts["voc07"][split]
         if len(ids) != published:
             note = f"{len(ids):,} of {self.card.title}'s {published:,} pictures in the split {split}"
             self.notes = (*self.notes, note)
-        return [Sample(id=name, image=picture) for name, picture in zip(ids, pictures, strict=True)]
+        return samples
 
     def targets(self, split: str) -> npt.NDArray[np.int8]:
         """What the pictures of one split show ``(n, 20)``: 1 yes, -1 no, 0 only what is marked difficult.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mmvicreg.encode import row_ids
 from mmvicreg.errors import UserError
-from mmvicreg.eval.output import write_file
+from mmvicreg.eval.output import check_writable, write_file
 from mmvicreg.metrics.scores import Integers
 from mmvicreg.samples import Sample
 
@@ -34,10 +34,13 @@ recalls on COCO 1K look for ten among the fifth of a ranking that belongs to a q
 
 
 def check_export(path: Path | None, depth: int) -> None:
-    """Refuse, before any work, a file that is there already and a depth of nothing."""
+    """Refuse, before any work, a file that is there already or cannot be written, and a depth of nothing."""
     if depth < 1:
         raise UserError(f"--export-depth must be at least 1, got {depth}")
-    if path is not None and path.exists():
+    if path is None:
+        return
+    check_writable(path)
+    if path.exists():
         raise UserError(f"{path} exists; remove it, or give --export another name")
 
 

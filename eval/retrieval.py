@@ -164,7 +164,7 @@ def run(
     Raises:
         UserError: no such split, protocol, space, similarity or search, a protocol that does not fit the
             images and their captions, no edge to judge, embeddings that cannot be compared, an export that
-            is there already.
+            is there already or cannot be written.
     """
     check_protocol(protocol)
     _check_reading(space, similarity)

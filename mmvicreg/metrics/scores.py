@@ -55,6 +55,11 @@ class Geometry:
         # Powers of two change no digit, and keep squares of very large or small numbers in range.
         return cls(similarity, shift, int(np.frexp(peaks[0])[1]), int(np.frexp(peaks[1])[1]))
 
+    @property
+    def width(self) -> int:
+        """Numbers in a score factor: ``d``, for euclidean ``d + 2``."""
+        return len(self.shift) + (2 if self.similarity == "euclidean" else 0)
+
     def images(self, x: Floats) -> tuple[Floats, Floats]:
         """Score factors ``(b, d or d + 2)`` and lengths ``(b,)`` of image vectors ``(b, d)``."""
         vectors, lengths = self._vectors(x, self.image_exponent)

@@ -91,6 +91,11 @@ def edit(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
             lambda i: [sentence.update(sentid=7) for image in i for sentence in image["sentences"]],
             "gives the same sentid twice: 7",
         ),
+        (
+            lambda i: i[1]["sentences"][3].update(imgid=2),
+            r"dataset_flickr8k\.json: caption 4 of 6 of the picture 'p1\.jpg' \(imgid 1\) says that it belongs to "
+            "the picture with imgid 2: 'sentence 3 of 1'",
+        ),
         (lambda i: i.append("p9.jpg"), "entry 6 of 'images' is not an object"),
         (lambda i: i.clear(), "not in Karpathy's form"),
     ],
@@ -101,6 +106,17 @@ def test_malformed_entries(
     edit(layouts.karpathy(tmp_path, "flickr8k"), change)
     with pytest.raises(UserError, match=message):
         Flickr8k(tmp_path).samples("train")
+
+
+def test_a_sentence_may_name_its_own_picture_or_stand_under_one_without_a_number(tmp_path: Path) -> None:
+    def name_owners(images: list[dict[str, Any]]) -> None:
+        for image in images:
+            for sentence in image["sentences"]:
+                sentence["imgid"] = image["imgid"]
+        del images[1]["imgid"]
+
+    edit(layouts.karpathy(tmp_path, "flickr8k"), name_owners)
+    assert len(Flickr8k(tmp_path).samples("all")) == 6
 
 
 def test_truncated_file(tmp_path: Path) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+import threading
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +17,14 @@ import data_layouts as layouts
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from mmvicreg.data.card import RemoteFile
 from mmvicreg.data.coco import Coco
 from mmvicreg.data.esc50 import Esc10, Esc50
 from mmvicreg.data.verify import picture_fault, recording_fault, verify
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.image import decode_image
 
 
 @pytest.fixture
@@ -67,9 +75,42 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     (root / "val2017" / "000000000004.jpg").write_text("not a picture")
     report = verify("coco", root, progress=False)
     assert len(report.problems) == 2
-    assert "000000000002.jpg is not a whole picture" in report.problems[0]
-    assert "000000000004.jpg is not a whole picture" in report.problems[1]
+    assert re.search(r"cannot decode the picture .*000000000002\.jpg", report.problems[0])
+    assert re.search(r"cannot decode the picture .*000000000004\.jpg", report.problems[1])
     assert [split.readable for split in report.splits] == [2, 2]
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_a_whole_picture_that_training_refuses_is_a_problem(tmp_path: Path) -> None:
+    """In training's own words."""
+    root = layouts.coco(tmp_path)
+    path = root / "train2017" / "000000000002.jpg"
+    Image.fromarray(np.zeros((8, 8), dtype=np.int32)).save(path, format="TIFF")
+    with pytest.raises(UserError, match="it has 32 bits a channel") as refused:
+        decode_image(path)
+    report = verify("coco", root, progress=False)
+    assert report.problems == (str(refused.value),)
+    assert [split.readable for split in report.splits] == [2, 3]
+
+
+def test_warnings_are_heard_again_after_the_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two threads that decode at once, the last to end would put back the first one's filters."""
+    both, opened, order = threading.Barrier(2, timeout=60), Image.open, itertools.count()
+
+    def one_after_the_other(source: Path) -> Image.Image:
+        late = next(order) % 2
+        both.wait()
+        time.sleep(0.3 * late)
+        return opened(source)
+
+    monkeypatch.setattr(Image, "open", one_after_the_other)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    root = layouts.coco(tmp_path, images=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        assert [split.readable for split in verify("coco", root, progress=False).splits] == [2, 2]
+        assert warnings.filters == before
 
 
 @pytest.mark.usefixtures("small_cards")
@@ -78,9 +119,31 @@ def test_a_missing_file_is_a_problem_among_others(tmp_path: Path) -> None:
     (root / "train2017" / "000000000001.jpg").unlink()
     (root / "val2017" / "000000000005.jpg").write_bytes(b"")
     problems = "; ".join(verify("coco", root, progress=False).problems)
-    assert "1 of 3 pictures" in problems
+    assert problems.startswith("2 of 3 pictures of the split train; 1 of 3 pictures listed in")
     assert "000000000001.jpg" in problems
     assert "000000000005.jpg" in problems
+
+
+def test_what_is_there_is_counted_and_read_where_a_picture_is_absent(tmp_path: Path) -> None:
+    root = layouts.karpathy(tmp_path, "flickr8k", per_split=4)
+    (root / "images" / "p1.jpg").unlink()  # p1, p4, p7 and p10 are train's
+    (root / "images" / "p4.jpg").write_text("not a picture")
+    report = verify("flickr8k", root, progress=False)
+    assert "3 of 6,000 pictures of the split train" in report.problems
+    assert any("1 of 4 pictures of the split 'train'" in problem for problem in report.problems)
+    assert any("cannot decode the picture" in problem for problem in report.problems)
+    train = next(row for row in report.splits if row.split == "train")
+    assert (train.listed, train.readable, train.captions) == (3, 2, 18)
+
+
+def test_a_split_whose_list_is_refused_is_not_counted(tmp_path: Path) -> None:
+    """Its pictures may all be there."""
+    root = layouts.karpathy(tmp_path, "flickr8k")
+    path = root / "dataset_flickr8k.json"
+    path.write_text(path.read_text().replace("sentence 3 of 1", " "))
+    problems = verify("flickr8k", root, progress=False).problems
+    assert any("caption 4 of 6 of the picture 'p1.jpg' is empty" in problem for problem in problems)
+    assert not any("pictures of the split train" in problem for problem in problems)
 
 
 @pytest.mark.usefixtures("small_cards")
@@ -100,7 +163,7 @@ def test_many_damaged_files_are_counted(tmp_path: Path) -> None:
     for path in (root / "train2017").iterdir():
         path.write_text("not a picture")
     problems = verify("coco", root, progress=False).problems
-    assert sum("not a whole picture" in problem for problem in problems) == 20
+    assert sum("cannot decode the picture" in problem for problem in problems) == 20
     assert "and 5 more damaged files in the split train" in problems
 
 

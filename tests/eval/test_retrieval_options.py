@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from eval_stubs import StubData, StubEncode, StubRun, recipe
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import ranking
+from mmvicreg.eval import output, ranking
 from mmvicreg.eval import retrieval as protocol
 from mmvicreg.metrics import RankCounts, retrieval_ranks
 from mmvicreg.metrics.approximate import Search
@@ -143,6 +145,36 @@ def test_an_export_that_is_there_is_left_alone(scene: Any, tmp_path: Path) -> No
         protocol.run(run, export=file)
     assert file.read_text() == "mine"
     assert not encode.spaces  # nothing was encoded for it
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("file/ranking.json", "Not a directory"), ("new/" + 300 * "x", "File name too long")],
+)
+def test_an_export_that_cannot_be_written_is_refused_before_encoding(
+    scene: Any, tmp_path: Path, name: str, reason: str
+) -> None:
+    run, encode, _ = scene
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=f"cannot write .*{name}: {reason}"):
+        protocol.run(run, export=tmp_path / name)
+    assert not encode.spaces
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]  # nothing is left of the attempt
+
+
+def test_an_export_into_a_folder_of_another_is_refused_before_encoding(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, encode, _ = scene
+
+    def denied(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    # root may write anywhere, so no folder of the test's own would do
+    monkeypatch.setattr(output.tempfile, "NamedTemporaryFile", denied)
+    with pytest.raises(UserError, match=r"cannot write .*ranking\.json: Permission denied"):
+        protocol.run(run, export=tmp_path / "ranking.json")
+    assert not encode.spaces
 
 
 def test_sounds_have_no_ranking_of_captions(tmp_path: Path) -> None:
