@@ -13,7 +13,7 @@ from typing import Any
 from mmvicreg import registry
 from mmvicreg.runs import Run
 from mmvicreg.training.log import read_lines
-from mmvicreg.training.monitor import Health, Verdict, judge, nearly_collapsed, nothing_shared
+from mmvicreg.training.monitor import Health, Verdict, judge, last_words
 
 METRICS = "metrics.jsonl"
 
@@ -47,14 +47,9 @@ def training_report(run: Run) -> dict[str, Any] | None:
         "first_step": first["step"],
         "loss": [first["loss"], last["loss"]],
         "branches": last["branches"],
-        "agreement": (agreed := last.get("agreement", {})),  # runs of earlier versions have none
+        "agreement": last.get("agreement", {}),  # runs of earlier versions have none
         "monitor": asdict(verdict_of(run)),
-        "nothing_shared": nothing_shared(agreed, run.recipe.monitor, advice=_advice(run)),
-        "nearly_collapsed": nearly_collapsed(
-            {node: Health(**figures) for node, figures in last["branches"].items()},
-            last.get("target_std", {}),
-            run.recipe.monitor,
-        ),
+        **last_words(last, run.recipe.monitor, advice=_advice(run)),
     }
 
 

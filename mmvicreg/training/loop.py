@@ -30,7 +30,7 @@ from mmvicreg.objectives.base import NonFiniteError
 from mmvicreg.progress import Bar, progress_bar
 from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
 from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
-from mmvicreg.sources import FIRST, in_source, part_recipes
+from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.addressing import seed_step
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.compilation import compile_image_encoders
@@ -46,11 +46,10 @@ from mmvicreg.training.log import RunLog, say, shorten
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
 from mmvicreg.training.monitor import (
     CollapseMonitor,
-    Health,
     agreements,
+    last_words,
     measure,
-    nearly_collapsed,
-    nothing_shared,
+    target_stds,
 )
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
@@ -144,20 +143,13 @@ class Trainer:
                 self._report(epoch)
         if self.log is not None:
             self.log.close()
-        self._say_verdict()
+        for messages in last_words(
+            self._last, self.recipe.monitor, advice=self.model.objective.advice
+        ).values():
+            for message in messages:
+                say(f"warning: {message}")
         self._say_skipped()
         return Outcome(self.step, self.epoch)
-
-    def _say_verdict(self) -> None:
-        """What the last measurement says of the whole run."""
-        if self._last:
-            branches = {node: Health(**figures) for node, figures in self._last["branches"].items()}
-            config = self.recipe.monitor
-            for message in (
-                *nearly_collapsed(branches, self._last["target_std"], config),
-                *nothing_shared(self._last["agreement"], config, advice=self.model.objective.advice),
-            ):
-                say(f"warning: {message}")
 
     def _say_skipped(self) -> None:
         """How many samples were never trained on, at the end."""
@@ -218,7 +210,9 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "terms": terms,
                 "branches": {node: asdict(figures) for node, figures in health.items()},
-                "target_std": self._target_std(),
+                "target_std": target_stds(
+                    self.model.graphs, {name: self.model.objective_of(name) for name in self.model.graphs}
+                ),
                 "agreement": agreements(z, self.model.graphs, directional=directional),
                 "samples_per_second": done * sum(self.data.batch_sizes) / max(seconds, 1e-9),
                 "seconds": self._seconds + seconds,
@@ -232,15 +226,6 @@ class Trainer:
         if stop:
             self._save()
             raise UserError(f"training stopped: {message}")
-
-    def _target_std(self) -> dict[str, float]:
-        """Node -> the standard deviation it is pushed up to, for methods that have one."""
-        found = {
-            in_source(source, node.name): self.model.objective_of(source).target_std(node)
-            for source, graph in self.model.graphs.items()
-            for node in graph.nodes
-        }
-        return {node: target for node, target in found.items() if target is not None}
 
     def _report(self, epoch: int) -> None:
         """A line an epoch where no progress bar is shown: in a log file, under SLURM."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +131,29 @@ def nearly_collapsed(
         for node, target in targets.items()
         if branches[node].std < config.min_spread * target
     ]
+
+
+def target_stds(graphs: Mapping[str, Graph], objectives: Mapping[str, Objective]) -> dict[str, float]:
+    """Node -> the standard deviation it is pushed up to, of every source, for methods that have one."""
+    found = {
+        in_source(source, node.name): objectives[source].target_std(node)
+        for source, graph in graphs.items()
+        for node in graph.nodes
+    }
+    return {node: target for node, target in found.items() if target is not None}
+
+
+def last_words(line: Mapping[str, Any], config: MonitorConfig, *, advice: str) -> dict[str, list[str]]:
+    """What to say of a whole run from its last measurement, a line of ``metrics.jsonl``; what it lacks is passed over.
+
+    Returns:
+        ``nearly_collapsed`` and ``nothing_shared``, what each of these functions says.
+    """
+    branches = {node: Health(**figures) for node, figures in line.get("branches", {}).items()}
+    return {
+        "nearly_collapsed": nearly_collapsed(branches, line.get("target_std", {}), config),
+        "nothing_shared": nothing_shared(line.get("agreement", {}), config, advice=advice),
+    }
 
 
 @dataclass(frozen=True)
