@@ -181,10 +181,10 @@ class Trainer:
         except NonFiniteError as error:
             raise self._explain(error, batch) from error
         if not clip(self.model, recipe.optimizer.clip_norm):
+            spoilt = ", ".join(not_finite(gradients(self.model))) or "all branches together"
             raise UserError(
-                f"step {self.step + 1}: the gradient of {', '.join(not_finite(gradients(self.model)))} is not finite, "
-                "although the loss is, and no step was taken with it. Checkpoints up to the last epoch are kept; lower "
-                "optimizer.lr, or use --precision fp32"
+                f"step {self.step + 1}: the gradient of {spoilt} is not finite, although the loss is, and no step was "
+                "taken with it. Checkpoints up to the last epoch are kept; lower optimizer.lr, or use --precision fp32"
             )
         self.optimizer.step()
         self.model.move_targets(self.step, steps=steps * recipe.training.epochs)

@@ -108,7 +108,11 @@ def clip(model: nn.Module, norm: float | None) -> bool:
     """Scale the gradient down to l2 norm ``norm``, where a limit is given; false where it is not finite."""
     if norm is None:
         return True
-    return bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(model.parameters(), norm)))
+    total = torch.nn.utils.get_total_norm(list(gradients(model).values()))
+    if not bool(torch.isfinite(total)):  # scaled by NaN, every gradient would be NaN, and none could be named
+        return False
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm, total)
+    return True
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

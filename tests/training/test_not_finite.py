@@ -22,7 +22,7 @@ STEPS = 5
 """In an epoch of the tiny shapes."""
 
 
-def poisoned(out: Path, data: Path, *settings: str, step: int) -> Trainer:
+def poisoned(out: Path, data: Path, *settings: str, step: int, value: float = torch.inf) -> Trainer:
     """A trainer whose gradient of the text branch gets an infinity at one step; the loss stays finite."""
     recipe = tiny_recipe("image-text", data, "training.epochs=2", "training.keep_checkpoints=1", *settings)
     trainer = Trainer(Run(out, recipe), World(0, 1, 0, torch.device("cpu")), resume=False, workers=0)
@@ -30,7 +30,7 @@ def poisoned(out: Path, data: Path, *settings: str, step: int) -> Trainer:
     assert len(trainer.loader) == STEPS
 
     def spoil(gradient: Tensor) -> Tensor:
-        return gradient.index_fill(0, torch.tensor([0]), torch.inf) if trainer.step == step - 1 else gradient
+        return gradient.index_fill(0, torch.tensor([0]), value) if trainer.step == step - 1 else gradient
 
     weight = next(iter(trainer.model.branch("text").expander.parameters()))
     weight.register_hook(spoil)
@@ -44,8 +44,11 @@ def left(out: Path) -> dict[str, Any]:
     return content
 
 
-def test_no_step_is_taken_with_a_gradient_that_is_not_finite(tiny_shapes: Path, tmp_path: Path) -> None:
-    trainer = poisoned(tmp_path, tiny_shapes, "optimizer.clip_norm=1", step=2 * STEPS)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_no_step_is_taken_with_a_gradient_that_is_not_finite(
+    value: float, tiny_shapes: Path, tmp_path: Path
+) -> None:
+    trainer = poisoned(tmp_path, tiny_shapes, "optimizer.clip_norm=1", step=2 * STEPS, value=value)
     with pytest.raises(UserError, match=r"step 10: the gradient of text is not finite, .* no step was taken"):
         trainer.train()
     assert left(tmp_path)["position"]["step"] == STEPS
