@@ -286,8 +286,8 @@ class MonitorConfig(Strict):
     min_agreement: float = 0.05
     """An edge whose embeddings agree by less at the end of the run has taught nothing; said then, and only said."""
     min_spread: Annotated[float, Field(ge=0)] = 0.1
-    """Embeddings that end with less than this part of the standard deviation that the method pushes them up to
-    (VICReg's gamma) have nearly collapsed; said then, and only said."""
+    """Embeddings that end with less than this part of the spread that they should have (VICReg's gamma; the whole
+    sphere, for methods that compare directions) have nearly collapsed; said then, and only said."""
     grace_steps: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=1)] = 5
     """Collapsed measurements (a healthy one takes one back): the first warns, the last stops the run."""

@@ -162,9 +162,13 @@ class Objective(nn.Module, ABC):
         return []
 
     def target_std(self, node: Node) -> float | None:
-        """The standard deviation that the method pushes every dimension of ``node`` up to; None: it has none."""
+        """The spread that an embedding of ``node`` should have, as the monitor measures it; None: any.
+
+        The standard deviation that the method pushes every dimension up to; 1 (the whole sphere) where it compares
+        directions.
+        """
         del node
-        return None
+        return 1.0 if self.directional else None
 
     if TYPE_CHECKING:
 

@@ -125,7 +125,9 @@ class VICReg(Objective):
                 )
 
     def target_std(self, node: Node) -> float | None:
-        """gamma, where the variance term counts and embeddings are compared as they are."""
+        """gamma, where the variance term counts; of directions see the method that is overridden."""
+        if self.directional:
+            return super().target_std(node)
         return self._gamma(node.width) if node.variance and self.normalise == "none" else None
 
     def _gamma(self, width: int) -> float:

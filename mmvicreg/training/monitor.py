@@ -5,7 +5,8 @@ Symptom: the loss falls and the probe stays at chance. Cause: the embedding of a
 
 Branches may also stay spread out and learn nothing of each other, as with coefficients that Table 7 calls a collapse.
 That shows in their agreement. Early in training it is near 0 for any method, so only a run's end is judged by it.
-And invariance may hold them at a small part of the spread that variance asks for: the end is judged by that as well.
+And invariance, or hard negatives, may hold them at a small part of the spread that they should have: the end is
+judged by that as well.
 """
 
 from __future__ import annotations
@@ -115,26 +116,27 @@ def nothing_shared(found: Mapping[str, float], config: MonitorConfig, *, advice:
 
 
 def nearly_collapsed(
-    branches: Mapping[str, Health], targets: Mapping[str, float], config: MonitorConfig
+    branches: Mapping[str, Health], targets: Mapping[str, float], config: MonitorConfig, *, advice: str
 ) -> list[str]:
-    """What to say of each node that ends a run with a small part of the spread its method asks for.
+    """What to say of each node that ends a run with a small part of the spread that it should have.
 
     Args:
         branches: node -> its last figures.
-        targets: node -> the standard deviation it is pushed up to, where the method has one.
+        targets: node -> the spread (:meth:`~mmvicreg.objectives.base.Objective.target_std`), where there is one.
         config: thresholds.
+        advice: the method's (:attr:`~mmvicreg.objectives.base.Objective.advice`).
     """
     return [
         f"the run ends with embeddings of branch {node} that deviate by {branches[node].std:.2g} on average, "
-        f"{branches[node].std / target:.0%} of the {target:.2g} that the variance term asks for (monitor.min_spread "
-        f"is {config.min_spread:g}): invariance has the upper hand; bring it close to variance (Table 7)"
+        f"{branches[node].std / target:.0%} of the {target:.2g} that they should (monitor.min_spread is "
+        f"{config.min_spread:g}): they have nearly collapsed. {advice}"
         for node, target in targets.items()
         if branches[node].std < config.min_spread * target
     ]
 
 
 def target_stds(graphs: Mapping[str, Graph], objectives: Mapping[str, Objective]) -> dict[str, float]:
-    """Node -> the standard deviation it is pushed up to, of every source, for methods that have one."""
+    """Node -> the spread it should have, of every source, for methods that say one."""
     found = {
         in_source(source, node.name): objectives[source].target_std(node)
         for source, graph in graphs.items()
@@ -151,7 +153,7 @@ def last_words(line: Mapping[str, Any], config: MonitorConfig, *, advice: str) -
     """
     branches = {node: Health(**figures) for node, figures in line.get("branches", {}).items()}
     return {
-        "nearly_collapsed": nearly_collapsed(branches, line.get("target_std", {}), config),
+        "nearly_collapsed": nearly_collapsed(branches, line.get("target_std", {}), config, advice=advice),
         "nothing_shared": nothing_shared(line.get("agreement", {}), config, advice=advice),
     }
 

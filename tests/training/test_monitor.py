@@ -167,12 +167,14 @@ def test_a_small_part_of_the_spread_that_is_asked_for_is_nearly_a_collapse() -> 
         std=0.046, dead=0, effective_rank=17, mean_correlation=0, representation_std=1, representation_rank=9
     )
     branches = {"a": figures, "b": replace(figures, std=0.2), "c": replace(figures, std=0.001)}
-    (message,) = nearly_collapsed(branches, {"a": 1.0, "b": 1.0}, CONFIG)  # c has no target
+    targets = {"a": 1.0, "b": 1.0}  # c has none
+    (message,) = nearly_collapsed(branches, targets, CONFIG, advice=VSE.advice)
     assert "branch a that deviate by 0.046 on average, 5% of the 1 " in message
+    assert "objective.negatives=all" in message  # not VICReg's coefficients
     node = Node("a", "a", 16)
     assert VICReg().target_std(node) == 1
     assert VICReg(gamma=0.3).target_std(node) == 0.3
-    assert VICReg(normalise="l2").target_std(node) is None  # measured by direction
+    assert VICReg(normalise="l2").target_std(node) == VSE().target_std(node) == 1  # measured by direction
     assert VICReg().target_std(replace(node, variance=0.0)) is None
     assert BarlowTwins().target_std(node) is None
 
@@ -187,7 +189,7 @@ def test_a_run_that_ends_nearly_collapsed_says_so(
     Trainer(Run(tmp_path, recipe), World(0, 1, 0, torch.device("cpu")), resume=False, workers=0).train()
     said = capsys.readouterr().err.replace("\n", " ")
     assert all(line["target_std"] == {"wave": 1, "mel": 1} for line in read_lines(tmp_path / "metrics.jsonl"))
-    assert said.count("that the variance term asks for") == (2 if share else 0)
+    assert said.count("of the 1 that they should") == (2 if share else 0)
 
 
 @pytest.mark.parametrize("least", [-1.0, 1.0])
