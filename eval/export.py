@@ -24,8 +24,9 @@ from pathlib import Path
 
 from mmvicreg.encode import row_ids
 from mmvicreg.errors import UserError
-from mmvicreg.eval.output import check_writable, write_file
+from mmvicreg.eval.output import write_file
 from mmvicreg.metrics.scores import Integers
+from mmvicreg.runs import check_writable
 from mmvicreg.samples import Sample
 
 DEPTH = 200

@@ -92,22 +92,6 @@ def write_report(path: Path, report: Report) -> None:
     write_file(path, [json.dumps(report, indent=2, allow_nan=False) + "\n"])
 
 
-def check_writable(path: Path) -> None:
-    """Find out, by a temporary file that is removed again, what :func:`write_file` would only say after the work.
-
-    Folders that are not there yet are not made: the nearest that is must take the file.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        nearest = next(folder for folder in path.absolute().parents if folder.exists())
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def write_file(path: Path, parts: Iterable[str]) -> None:
     """Write text whole or not at all: to a temporary file beside ``path``, flushed, then renamed.
 

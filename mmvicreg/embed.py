@@ -30,7 +30,7 @@ import mmvicreg
 from mmvicreg.encode import Encoded, encode, row_ids, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
-from mmvicreg.runs import Run, evaluation_data
+from mmvicreg.runs import Run, check_writable, evaluation_data
 from mmvicreg.skipped import OnBadSample, check_on_bad_sample, write_skipped
 from mmvicreg.training.distributed import World
 from mmvicreg.training.log import say
@@ -106,6 +106,7 @@ def embed(
     _writer(out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; give --force to overwrite it, or --out another name")
+    check_writable(out)
     known = get_args(Space)
     if space is not None and space not in known:
         raise UserError(f"unknown space '{space}'{nearest(space, known)} Known: {', '.join(known)}.")

@@ -273,7 +273,9 @@ def _read(
         for read in loader:
             fault = next((fault for fault in read.faults if fault is not None), None)
             if fault is not None and not skip:
-                raise UserError(fault)
+                raise UserError(
+                    f"{fault} (or leave out what cannot be read, where the command takes --on-bad-sample skip)"
+                )
             yield read
     finally:
         end_workers(loader)

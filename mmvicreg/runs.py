@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -241,3 +242,19 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def check_writable(path: Path) -> None:
+    """Find out, by a temporary file that is removed again, what writing a file would only say after the work.
+
+    Folders that are not there yet are not made: the nearest that is must take the file.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

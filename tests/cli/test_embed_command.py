@@ -109,6 +109,7 @@ def test_mistakes_are_one_message_and_status_2(
     message: str,
 ) -> None:
     monkeypatch.chdir(run.path)
+    monkeypatch.setattr("mmvicreg.embed.encode", None)  # each is refused before any work
     before = sorted(run.path.rglob("*"))
     assert mmvicreg(monkeypatch, "embed", run.path, *words) == 2
     told = capsys.readouterr().err
