@@ -104,7 +104,7 @@ class BranchConfig(Strict):
 
     input: str
     """Which of ``inputs`` this branch reads."""
-    view: int = 0
+    view: Annotated[int, Field(ge=0, lt=15)] = 0
     """Which random view of it; branches with the same input and view see the same crop."""
     frontend: dict[str, Any]
     encoder: dict[str, Any]
@@ -157,6 +157,9 @@ class EdgeConfig(Strict):
     """lambda of Eq. 6."""
     source: str | None = None
     """Which of ``sources`` its samples are from; null: ``dataset``."""
+    crops: Annotated[int, Field(ge=0, le=64)] = 0
+    """Multi-crop: so many more, smaller views of one branch (``a == b``), each joined to both whole ones;
+    ``inputs.image.small_size`` and ``small_area`` say how small."""
 
 
 class TermsConfig(Strict):

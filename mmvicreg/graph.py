@@ -38,7 +38,8 @@ def check_branches(recipe: Recipe) -> None:
 
 
 def check_edges(recipe: Recipe) -> None:
-    """Every edge joins branches there are, of one width of embedding, and is there once for each source.
+    """Every edge joins branches there are, of one width of embedding, and is there once for each source; small
+    crops are of one branch that reads pictures.
 
     Raises:
         ValueError: it does not.
@@ -60,6 +61,11 @@ def check_edges(recipe: Recipe) -> None:
                 f"{recipe.branches[edge.a].expander.widths[-1]} and "
                 f"{recipe.branches[edge.b].expander.widths[-1]} dimensions; their expanders must end in "
                 "the same width"
+            )
+        if edge.crops and (edge.a != edge.b or recipe.branches[edge.a].input != "image"):
+            raise ValueError(
+                f"the edge {edge.a}-{edge.b} has crops, which are smaller views for an edge from one branch that reads "
+                "pictures to itself; leave them out"
             )
 
 

@@ -15,8 +15,9 @@ from mmvicreg.branches.expander import expand, expander
 from mmvicreg.branches.init import start_encoder
 from mmvicreg.branches.target import follow, momentum_at, move, moving_copy
 from mmvicreg.branches.weights import load_strictly
-from mmvicreg.config import BranchConfig, Recipe
-from mmvicreg.inputs.base import Input, Item
+from mmvicreg.config import BranchConfig, EdgeConfig, Recipe
+from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import FIRST_CROP, Input, Item
 from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective
 from mmvicreg.sources import FIRST, in_source, part_recipes
 
@@ -180,6 +181,12 @@ class JointModel(nn.Module):
         )
         self.graphs = {name: build_graph(part) for name, part in part_recipes(recipe).items()}
         self.graph = self.graphs[FIRST]
+        for node in (node for graph in self.graphs.values() for node in graph.nodes if node.crop):
+            if getattr(self.branch(node.branch).encoder, "one_size", False):
+                raise UserError(
+                    f"the encoder {recipe.branches[node.branch].encoder['name']} of branch '{node.branch}' reads "
+                    "pictures of one size, and small crops have another; choose a ResNet, or leave out the edge's crops"
+                )
         self.objective = _objective(recipe, self.graph)
         self.objectives = nn.ModuleDict(
             {name: _objective(recipe, graph) for name, graph in self.graphs.items() if name != FIRST}
@@ -307,16 +314,21 @@ def build_graph(recipe: Recipe) -> Graph:
 
     An edge from a branch to itself joins two views of it, which are two nodes: ``image/0`` and ``image/1``, each
     with the branch's variance and covariance. An edge from such a branch to another starts at its first view.
+    With ``crops`` it joins both of them to every small crop as well, ``image/2`` and on. The edge's invariance is
+    divided so that every view has as much of it, on average, as with two.
     """
-    doubled = {edge.a for edge in recipe.edges if edge.a == edge.b}
+    crops = {edge.a: edge.crops for edge in recipe.edges if edge.a == edge.b}
 
     def nodes(name: str) -> list[str]:
-        return [f"{name}/0", f"{name}/1"] if name in doubled else [name]
+        return [f"{name}/{view}" for view in range(2 + crops[name])] if name in crops else [name]
 
-    def ends(edge: Any) -> tuple[str, str]:
-        if edge.a == edge.b:
-            return f"{edge.a}/0", f"{edge.a}/1"
-        return nodes(edge.a)[0], nodes(edge.b)[0]
+    def edges(edge: EdgeConfig) -> list[Edge]:
+        if edge.a != edge.b:
+            return [Edge(nodes(edge.a)[0], nodes(edge.b)[0], edge.invariance)]
+        whole, other, *small = nodes(edge.a)
+        ends = [(whole, other), *((view, crop) for view in (whole, other) for crop in small)]
+        share = (2 + len(small)) / (2 * len(ends))
+        return [Edge(a, b, edge.invariance * share) for a, b in ends]
 
     return Graph(
         nodes=tuple(
@@ -326,11 +338,12 @@ def build_graph(recipe: Recipe) -> Graph:
                 width=branch.expander.widths[-1],
                 variance=branch.variance,
                 covariance=branch.covariance,
+                crop=place >= 2,
             )
             for name, branch in recipe.branches.items()
-            for node in nodes(name)
+            for place, node in enumerate(nodes(name))
         ),
-        edges=tuple(Edge(*ends(edge), invariance=edge.invariance) for edge in recipe.edges),
+        edges=tuple(made for edge in recipe.edges for made in edges(edge)),
     )
 
 
@@ -338,7 +351,7 @@ def view_key(recipe: Recipe, node: Node) -> str:
     """Which loaded view a node reads: ``"<input>/<view>"``."""
     config = recipe.branches[node.branch]
     offset = int(node.name.rpartition("/")[2]) if "/" in node.name else 0
-    return f"{config.input}/{config.view + offset}"
+    return f"{config.input}/{FIRST_CROP + offset - 2 if node.crop else config.view + offset}"
 
 
 def build_inputs(recipe: Recipe) -> dict[str, Input]:

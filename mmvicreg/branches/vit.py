@@ -25,6 +25,8 @@ class ViTSmall(nn.Module):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("image",)
+    one_size: ClassVar[bool] = True
+    """It reads pictures of the input's size alone, so no small crops."""
 
     class Config(Strict):
         """What to start from, and the patches."""

@@ -24,6 +24,9 @@ Item = dict[str, Tensor]
 DRAWS = 16
 """Uniform numbers in [0, 1) that travel with every training view for the frontends on the device."""
 
+FIRST_CROP = 16
+"""Training views of this number and higher are the small crops of multi-crop (``crops`` of an edge)."""
+
 
 class NotPreparedError(UserError):
     """There is no place or room for what :meth:`Input.prepare` would put aside; reading works without it."""

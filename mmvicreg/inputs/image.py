@@ -21,7 +21,7 @@ from torchvision import io as torchvision_io
 from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
-from mmvicreg.inputs.base import Input, InputSpec, Item, draws
+from mmvicreg.inputs.base import FIRST_CROP, Input, InputSpec, Item, draws
 from mmvicreg.samples import File, Sample
 
 
@@ -40,6 +40,14 @@ class ImageInput(Input):
         """Smallest and largest part of the picture's area that a training crop covers."""
         crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
         """Smallest and largest width / height of a training crop."""
+        small_size: Annotated[int, Field(ge=8)] = 96
+        """Side of the small crops, pixels, where an edge has ``crops``."""
+        small_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+            0.05,
+            0.14,
+        )
+        """Smallest and largest part of the picture's area that a small crop covers (SwAV's; its large ones
+        cover 0.14 to 1)."""
         flip: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Probability of a horizontal flip."""
         eval_resize: Annotated[int, Field(ge=8)] | None = None
@@ -48,7 +56,7 @@ class ImageInput(Input):
         worker_augmentation: Augmentation = Augmentation()
         """The frontend's ``augmentation`` (the same views, to rounding), done here on the loader's CPUs."""
 
-        @field_validator("crop_area", "crop_ratio")
+        @field_validator("crop_area", "crop_ratio", "small_area")
         @classmethod
         def _in_order(cls, bounds: tuple[float, float]) -> tuple[float, float]:
             if bounds[0] > bounds[1]:
@@ -84,9 +92,12 @@ class ImageInput(Input):
         return {**batch, "pixels": batch["pixels"].permute(0, 3, 1, 2)}
 
     def _view(self, whole: Tensor, rng: np.random.Generator, view: int) -> Item:
-        """One training view of a picture, uint8 ``(3, h, w)``."""
-        box = _random_box(whole.shape[2], whole.shape[1], self.config.crop_area, self.config.crop_ratio, rng)
-        pixels = _resize(whole, box, self.config.size, self.config.interpolation)
+        """One training view of a picture, uint8 ``(3, h, w)``; a small crop from ``FIRST_CROP`` on."""
+        size, area = self.config.size, self.config.crop_area
+        if view >= FIRST_CROP:
+            size, area = self.config.small_size, self.config.small_area
+        box = _random_box(whole.shape[2], whole.shape[1], area, self.config.crop_ratio, rng)
+        pixels = _resize(whole, box, size, self.config.interpolation)
         if rng.random() < self.config.flip:
             pixels = pixels.flip(2)
         drawn, augmentation = draws(rng), self.config.worker_augmentation

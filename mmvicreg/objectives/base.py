@@ -27,6 +27,8 @@ class Node:
         width: dimensions of the embedding.
         variance: mu of Eq. 6 for this branch.
         covariance: nu of Eq. 6 for this branch.
+        crop: a small crop of multi-crop. It learns from whole views; methods with one-sided targets (codes, a
+            stopped gradient) take none from it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Node:
     width: int
     variance: float = 25.0
     covariance: float = 1.0
+    crop: bool = False
 
 
 @dataclass(frozen=True)

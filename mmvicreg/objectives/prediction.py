@@ -314,7 +314,10 @@ class PredictionMethod(Objective):
         t = {name: exact(x) for name, x in (targets or z).items()}
         if options.stop_gradient:
             t = {name: x.detach() for name, x in t.items()}
-        directions = [ends for edge in graph.edges for ends in ((edge.a, edge.b), (edge.b, edge.a))]
+        crops = {node.name for node in graph.nodes if node.crop}
+        directions = [
+            (a, b) for edge in graph.edges for a, b in ((edge.a, edge.b), (edge.b, edge.a)) if b not in crops
+        ]
         rows = torch.stack([distance(p[a], t[b], options.distance) for a, b in directions], dim=1)
         values = gather(rows, sizes=sizes).mean(dim=0)
         terms = {f"distance/{a}-{b}": value for (a, b), value in zip(directions, values, strict=True)}

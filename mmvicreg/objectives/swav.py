@@ -9,10 +9,9 @@ iteration makes of one node's scores such that every prototype gets the same sha
 
 where the codes have no gradient. Edges count alike; mu, nu and lambda are VICReg's and unused.
 
-Multi-crop is a graph of more nodes and edges of which ``codes_from`` names those that codes are computed
-from (the full-resolution views). An edge between such a node and another has one direction, and every
-direction counts half, so that all count alike, as in the authors' code. How many views of one branch there
-are is the graph's affair: the graph of a recipe has at most two of each.
+Multi-crop is a graph of more nodes and edges (``crops`` of an edge in a recipe), where codes are computed from
+the whole views alone, or from what ``codes_from`` names. An edge between such a node and another has one
+direction, and every direction counts half, so that all count alike, as in the authors' code.
 
 The authors put the prototypes back on the sphere before every step; here their directions are what the
 scores are computed from, which makes the same step to first order.
@@ -46,7 +45,7 @@ class SwAVConfig(Strict):
     iterations: Annotated[int, Field(ge=1)] = 3
     """Of Sinkhorn-Knopp."""
     codes_from: list[str] | None = None
-    """Nodes or branches that codes are computed from (multi-crop's full-resolution views); null: all."""
+    """Nodes or branches that codes are computed from; null: all but small crops."""
     queue: Annotated[int, Field(ge=0)] = 0
     """Earlier embeddings, per node with codes, that help to divide the batch among the prototypes, once
     there are so many; 0: none. The authors use 3840 with batches of 256."""
@@ -73,7 +72,7 @@ class SwAV(Objective):
         temperature: of the predictions.
         epsilon: of the codes.
         iterations: of Sinkhorn-Knopp.
-        codes_from: names of nodes or branches that codes are computed from; None for all.
+        codes_from: names of nodes or branches that codes are computed from; None for all but small crops.
         queue: length of the queue of every node with codes; 0 for none.
         queue_start: step from which it is filled.
         freeze_steps: how many steps the prototypes stay as they are.
@@ -177,7 +176,11 @@ class SwAV(Objective):
     def _coded(self, graph: Graph) -> list[str]:
         """The nodes that codes are computed from, in the order of the queue."""
         given = self.codes_from
-        return [node.name for node in graph.nodes if given is None or {node.name, node.branch} & set(given)]
+        return [
+            node.name
+            for node in graph.nodes
+            if (not node.crop if given is None else {node.name, node.branch} & set(given))
+        ]
 
     def compute(
         self, embeddings: Mapping[str, Tensor], graph: Graph, sizes: tuple[int, ...]
