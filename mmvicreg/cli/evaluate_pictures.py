@@ -212,5 +212,5 @@ def _numbers(flag: str, text: str) -> list[float]:
 def _whole_numbers(flag: str, text: str) -> list[int]:
     """``"20,200"`` as numbers."""
     numbers = _numbers(flag, text)
-    refuse(flag, any(value != int(value) for value in numbers), f"expects whole numbers; got '{text}'")
+    refuse(flag, any(not value.is_integer() for value in numbers), f"expects whole numbers; got '{text}'")
     return [int(value) for value in numbers]

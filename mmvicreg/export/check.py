@@ -59,7 +59,7 @@ def check(subject: Subject, loading: Loading, file: Path, *, format: str) -> Ver
             place / "inputs.safetensors",
         )
         order = {
-            "file": str(file),
+            "file": str(file.resolve()),  # the other process works elsewhere
             "load": loading.lines,
             "tensors": loading.tensors is not None,
             "expected": str(place / "expected.safetensors"),
