@@ -47,6 +47,8 @@ class Epoch:
 def supervised_recipe(recipe: Recipe, classes: int) -> Recipe:
     """The recipe with a linear layer to the classes in every expander's place, and nothing frozen.
 
+    Recordings are not mixed: a mixture of two classes with the label of one would only handicap the baseline.
+
     Raises:
         UserError: a branch of text, of which a sample has several.
     """
@@ -56,6 +58,8 @@ def supervised_recipe(recipe: Recipe, classes: int) -> Recipe:
     for branch in tree["branches"].values():
         branch["expander"] = {"widths": [classes], "norm": "none", "last_bias": True}
         branch |= {"freeze": "none", "freeze_epochs": None}
+    for source in tree["inputs"].values():
+        source.pop("mix", None)
     tree["objective"] = "vicreg"  # not used; other methods have wishes about widths
     tree["dataset"]["captions"] = "one"
     return parse_recipe(tree, source="the recipe of the supervised baseline")

@@ -36,7 +36,9 @@ Lr = Annotated[float | None, typer.Option(help="Another learning rate of the cla
 SmallestCrop = Annotated[
     float | None, typer.Option(help="Another smallest part of a picture that a training crop covers.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the order, the crops and the classifier's initial weights.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Of the order, the crops and the classifier's initial weights.")
+]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures, for each that trains.")]
 Devices = Annotated[int, typer.Option(help="Processes on this machine that share the work.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -171,6 +171,8 @@ def test_pictures_of_an_image_text_run_and_another_data_set(
         ((), "has no labels"),
         (("--k", "20,x"), "--k expects"),
         (("--k", "2.5"), "whole numbers"),
+        (("--k", "nan"), "whole numbers"),
+        (("--k", "inf"), "whole numbers"),
         (("--dataset", "image-folder", "--k", "61"), "only 60 training samples"),
         (("--dataset", "image-folder", "--k", "3", "--split", "train"), "both in the training split"),
         (("--dataset", "image-folder", "--k", "3", "--split", "vla"), "did you mean 'val'"),

@@ -203,3 +203,9 @@ def test_the_command_and_its_row_in_the_linear_table(
     assert {name: found["folds"] for name, found in shown["branches"].items()} == {
         name: found["folds"] for name, found in own.items()
     }
+
+
+def test_recordings_of_two_classes_are_not_mixed_under_one_label(tiny_tones: Path) -> None:
+    mixing = tiny_recipe("wave-mel", tiny_tones, "inputs.audio.mix={probability: 1.0}")
+    assert mixing.inputs["audio"]["mix"]
+    assert supervised_recipe(mixing, 4).inputs["audio"].get("mix") is None
