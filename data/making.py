@@ -1,8 +1,8 @@
 """Writing a made data set so that it is there whole or not at all.
 
 It is written into a hidden folder beside its place and renamed at the end, so a reader never sees a part
-of it. A maker holds a lock on its hidden folder: a second maker waits for it, and what a killed one left
-behind carries no lock and is swept up.
+of it. A maker holds a lock on the folder that holds both: a second maker waits for it, so what a hidden folder
+that is there then holds was left by one that was killed, and is swept up.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def make_folder(
         if _made_before(root, name=name, marker=marker, facts=facts):
             return False
         root.parent.mkdir(parents=True, exist_ok=True)
-        _wait_for_others(root)
-        if _made_before(root, name=name, marker=marker, facts=facts):
-            return False
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(root), dir=root.parent))
-        with locked(folder):
+        with locked(root.parent):
+            if _made_before(root, name=name, marker=marker, facts=facts):
+                return False
+            for left in root.parent.glob(f"{_prefix(root)}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(prefix=_prefix(root), dir=root.parent))
             try:
                 folder.chmod(0o755)  # mkdtemp's folders are the owner's alone
                 write(folder)
@@ -62,7 +63,7 @@ def _publish(folder: Path, root: Path, *, name: str, marker: str, facts: Mapping
     try:
         folder.rename(root)
     except OSError:
-        # Another maker that started in the same instant was first.
+        # Only where the system has no such locks can another maker have been first.
         if not _made_before(root, name=name, marker=marker, facts=facts):
             raise
         return False
@@ -89,13 +90,3 @@ def _made_before(root: Path, *, name: str, marker: str, facts: Mapping[str, obje
 
 def _prefix(root: Path) -> str:
     return f".{root.name}.making-"
-
-
-def _wait_for_others(root: Path) -> None:
-    """Wait for makers of the same root that are at work; sweep up after ones that were killed."""
-    for folder in sorted(root.parent.glob(f"{_prefix(root)}*")):
-        try:
-            with locked(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:
-            continue  # it was renamed into place
