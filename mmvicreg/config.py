@@ -266,9 +266,11 @@ class TrainingConfig(Strict):
     """Samples that a process embeds at once, where its part of the batch is larger than memory; null: all
     of them. Loss and gradients stay those of the whole batch, for one forward more; but BatchNorm in a
     branch sees micro-batches (see mmvicreg.training.microbatch)."""
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "bf16-if-native", "fp64"] = "auto"
     """``bf16`` is autocast, ``fp64`` is for checking; the objective is in float32 or better.
-    ``auto``: bf16 on a GPU that has it, fp32 on a CPU."""
+    ``auto``: bf16 on a GPU that has it, fp32 on a CPU. ``bf16-if-native``: bf16 on such CPUs too as have
+    instructions for it (AMX, AVX512-BF16, Arm's), fp32 on the others, where it is many times slower. The run's
+    recipe has what it came to."""
     channels_last: bool = True
     compile: bool = False
     """Encoders of pictures through torch.compile; the same to rounding, after minutes of compiling."""

@@ -68,7 +68,9 @@ def train(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, or fp64 for checking.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16, bf16-if-native, fp64 (to check).")
+    ] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine: GPUs, or CPU processes.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Loader workers per process.")] = None,

@@ -209,7 +209,9 @@ class Objective(nn.Module, ABC):
             )
         with exact_arithmetic(first.device.type):
             output = compute(sizes)
-        if not bool(torch.isfinite(output.loss.detach())):
+        values = torch.stack([output.loss.detach(), *output.terms.values()])
+        # a branch without weight in the loss is in the terms alone
+        if bool(~torch.isfinite(values[0]) | values.isnan().any()):
             _locate(batch, sizes)
         return output
 
@@ -303,7 +305,7 @@ def select_embeddings(embeddings: Mapping[str, Tensor], graph: Graph) -> dict[st
 
 
 def _locate(batch: Mapping[str, Tensor], sizes: tuple[int, ...]) -> None:
-    """Raise for the first node with a non-finite row; every process comes here, as the loss is the same."""
+    """Raise for the first node with a non-finite row; every process comes here, as loss and terms are the same."""
     for name, z in batch.items():
         finite = torch.isfinite(z.detach()).all(dim=1)
         rows = torch.nonzero(~all_rows(finite.to(torch.uint8), sizes).bool()).flatten().tolist()
@@ -320,6 +322,6 @@ def _locate(batch: Mapping[str, Tensor], sizes: tuple[int, ...]) -> None:
                 local_rows=local_rows,
             )
     raise UserError(
-        "the loss is not finite although every embedding is: the embeddings are so large that their "
-        "covariance overflows; lower the learning rate or clip the gradient"
+        "the loss or a term of it is not finite although every embedding is: the embeddings are so large that "
+        "their covariance overflows; lower the learning rate or clip the gradient"
     )

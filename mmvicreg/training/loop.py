@@ -52,7 +52,7 @@ from mmvicreg.training.monitor import (
     target_stds,
 )
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
-from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs
+from mmvicreg.training.setup import build_model, computes_bf16, fit_frontends, restore_inputs
 from mmvicreg.training.signals import stop_signals
 from mmvicreg.training.source_data import SourceData, copied_ahead, with_others
 
@@ -333,6 +333,10 @@ class Trainer:
                     f"warning: the warm-up (schedule.warmup_epochs {warmup:g}) is as long as the run (training.epochs "
                     f"{training.epochs}), so that the rate hardly reaches optimizer.lr"
                 )
+        if training.precision == "bf16" and not computes_bf16(device) and self.world.is_main:
+            say(
+                f"warning: this {device.type} has no bfloat16 arithmetic, so bf16 is many times slower than fp32"
+            )
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)
         if training.channels_last:

@@ -98,7 +98,20 @@ def restore_inputs(recipe: Recipe, states: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` as ``bf16`` on a GPU that computes in it, else ``fp32``: on a CPU bf16 is for who asks for it."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    """What ``auto`` and ``bf16-if-native`` come to on a device; others as they are.
+
+    Of CPUs ``auto`` makes fp32 even where bf16 is native, so that a run gives the same figures on any of them.
+    """
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and computes_bf16(device) else "fp32"
+    if precision == "bf16-if-native":
+        return "bf16" if computes_bf16(device) else "fp32"
+    return precision
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bfloat16; a CPU without them converts every number."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    told = torch.cpu.get_capabilities()
+    return any(told.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

@@ -310,6 +310,15 @@ def test_non_finite_embeddings_name_branch_and_rows(value: float, shape: tuple[i
     assert (caught.value.node, caught.value.rows, caught.value.local_rows) == ("b", (1, 3), (1, 3))
 
 
+def test_a_branch_without_weight_is_looked_at_too() -> None:
+    a, b = pair(5, 3)
+    objective = VICReg(invariance=0.0, variance=(25.0, 0.0), covariance=(1.0, 0.0))
+    assert bool(torch.isfinite(objective(a, b).loss))
+    b[1, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"branch 'b', rows 1 of the batch of 5"):
+        objective(a, b)
+
+
 def test_overflow_is_not_blamed_on_a_sample() -> None:
     a, b = pair(5, 3)
     with pytest.raises(UserError, match="overflows"):
