@@ -13,9 +13,10 @@ from rich.table import Table as RichTable
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
 from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs
-from mmvicreg.eval.output import Report, command_line, console, spread, write_report
+from mmvicreg.eval.output import Report, command_line, spread, write_report
 from mmvicreg.eval.retrieval_report import RECALLS
 from mmvicreg.runs import open_run
+from mmvicreg.tables import console, print_table
 
 FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank", "mean_rank")
 
@@ -122,7 +123,7 @@ def _show(report: Report, file: Path, directions: list[str]) -> None:
     table = RichTable()
     for column in ("direction", "", *FIGURES, "queries", "gallery"):
         words = column.replace("_", " ")
-        table.add_column(words, justify="left" if column in ("direction", "") else "right", no_wrap=True)
+        table.add_column(words, justify="left" if column in ("direction", "") else "right")
     for name in directions:
         found = report[name]
         cells = [
@@ -133,7 +134,7 @@ def _show(report: Report, file: Path, directions: list[str]) -> None:
         table.add_row(name.replace("_to_", " to "), "this run", *cells, *sizes, style="bold")
         chance = [f"{found['chance'][f'R@{k}']:.2f}" for k in RECALLS]
         table.add_row("", "chance", *chance, "", "", "", style="dim", end_section=True)
-    out.print(table)
+    print_table(table)
     out.print(f"rsum {report['rsum']:.1f}, the sum of this run's recalls, mean over folds.", soft_wrap=True)
     out.print(
         f"Recall in percent, ranks from 1, mean ± standard deviation over folds, {report['similarity']} in "
