@@ -223,6 +223,7 @@ def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
     content: dict[str, Any] = {
         "model": {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
         "inputs": {name: source.state() for name, source in model.inputs.items()},
+        "recipe": recipe.model_dump(mode="json"),
     }
     save_checkpoint(run.path / "eval" / "supervised", recipe.training.epochs, content, keep=1)
     size = recipe.evaluation.batch_size

@@ -105,6 +105,18 @@ def test_a_printed_recipe_reads_back_equal(path: Path) -> None:
     assert dump_recipe(parse_recipe(tree, source="printed")) == dump_recipe(recipe)
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if path.parent.name == "wave-mel"], ids=lambda p: p.stem
+)
+def test_the_spectrogram_of_a_recipe_rests_on_no_default(path: Path) -> None:
+    """librosa's and torchaudio's differ; what augments it may be left out, and is off then."""
+    frontend = yaml.safe_load(path.read_text(encoding="utf-8"))["branches"]["mel"]["frontend"]
+    augments = {"gain_db", "equalise_db", "time_mask", "frequency_mask"}
+    fields = registry.FRONTENDS.load("log_mel").Config.model_fields
+    assert set(fields) - augments <= set(frontend)
+    assert all(fields[name].default == 0 for name in augments)
+
+
 def test_a_printed_recipe_holds_every_default() -> None:
     tree = yaml.safe_load(dump_recipe(shapes()))
     assert tree["training"]["keep_checkpoints"] == 2
