@@ -121,12 +121,12 @@ class AudioInput(Input):
         mapped = audio_cache.read(sample.audio, sample_rate=rate) if self.config.cache else None
         return read_recording(sample.audio, sample_rate=rate) if mapped is None else mapped
 
-    def prepare(self, samples: Sequence[Sample]) -> list[str]:
+    def prepare(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
         """Decode the recordings of ``samples`` into the cache, those that are not there yet."""
         if not self.config.cache:
             return []
         sources = [sample.audio for sample in samples if sample.audio is not None]
-        built = audio_cache.build(sources, sample_rate=self.config.sample_rate)
+        built = audio_cache.build(sources, sample_rate=self.config.sample_rate, skip=skip)
         if not built.recordings:
             return []
         return [
