@@ -15,6 +15,7 @@ from mmvicreg.samples import DataSet, Sample
 from mmvicreg.tables import console, print_table
 
 RECALLS = (1, 5, 10)
+SEEN = "transductive. The run, or weights it started from, was pretrained on samples of it: this measures memory."
 
 
 def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path) -> None:
@@ -76,10 +77,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
         if "search" in report[name]:
             out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
     if report["seen_in_pretraining"]:
-        out.print(
-            "The run, or weights it started from, was pretrained on samples of this split: this measures memory.",
-            soft_wrap=True,
-        )
+        out.print(f"Split {report['split']}: {SEEN}", soft_wrap=True)
     if report["published"]:
         out.print(
             "Paper: Table 3 with its two directions put right; in print they stand under each other's "
