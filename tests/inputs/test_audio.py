@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.audio import AudioInput, decode_audio, mix
+from mmvicreg.inputs.audio import AudioInput, add_noise, decode_audio, mix, play, played_length
 from mmvicreg.samples import Sample
 
 
@@ -265,12 +265,63 @@ def test_mixing_keeps_silence_and_stays_in_range() -> None:
     silence, loud = np.zeros(100, np.int16), np.full(100, -32768, np.int16)
     assert (mix(silence, loud, 0.5) == 0).all()
     assert (mix(loud, silence, 0.5) == loud).all()
-    peaks = np.where(np.arange(100) % 50, 0, 32767).astype(
-        np.int16
-    )  # brought to the loud one's level: clipped
-    mixed = mix(np.full(100, 32767, np.int16), peaks, 0.9)
+    square = np.where(np.arange(100) % 2, 32767, -32767).astype(np.int16)
+    peaks = np.where(np.arange(100) % 50, 0, 32767).astype(np.int16)  # brought to the other's level: clipped
+    mixed = mix(square, peaks, 0.9)
     assert mixed.max() == 32767
-    assert mixed.min() >= 0
+    assert mixed.min() >= -32768
+
+
+@pytest.mark.parametrize("offset", [0, 12_000])
+def test_an_offset_is_no_loudness(offset: int) -> None:
+    """Amplitudes and decibels are those of the sounds, measured in float64, wherever either is centred."""
+    sound = (3000 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) + offset).round().astype(np.int16)
+    other = (500 * np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000) - offset).round().astype(np.int16)
+    mixed = 1.5 * mix(sound, other, 0.5).astype(float) - sound.astype(float)
+    assert mixed.std() == pytest.approx(0.5 * sound.astype(float).std(), rel=1e-2)
+    assert mixed.mean() == pytest.approx(0, abs=1)
+    noise = add_noise(sound, 20, np.random.default_rng(0)).astype(float) - sound
+    assert 20 * np.log10(sound.astype(float).std() / noise.std()) == pytest.approx(20, abs=0.2)
+    constant = np.full(8000, offset, np.int16)
+    assert (add_noise(constant, 0, np.random.default_rng(0)) == constant).all()
+    assert (mix(sound, constant, 0.5) == sound).all()
+
+
+def test_playing_a_part_is_a_part_of_playing_all() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        samples, speed = int(rng.integers(1, 300)), float(2 ** rng.uniform(-2, 2))
+        wave = rng.integers(-32768, 32768, samples).astype(np.int16)
+        moments = np.arange(0, samples - 1, speed)
+        whole = np.interp(moments, np.arange(samples), wave).round().astype(np.int16)
+        assert played_length(samples, speed) == len(whole)
+        start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+        assert np.array_equal(play(wave, speed, slice(start, stop)), whole[start:stop])
+
+
+def test_speed_reads_of_a_recording_what_the_clip_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most two octaves up are four clips' length, wherever in the recording; every place is as likely."""
+    lengths: list[int] = []
+    whole = np.interp
+
+    def interpolate(moments: np.ndarray, at: np.ndarray, wave: np.ndarray) -> np.ndarray:
+        lengths.append(len(wave))
+        return whole(moments, at, wave)
+
+    monkeypatch.setattr(np, "interp", interpolate)
+    ramp = (np.arange(80_000) * (65_000 / 80_000) - 32_500).round()  # the level tells the place
+    path = write(tmp_path / "long.wav", ramp.astype(np.int16), 8000)
+    clips = [load(path, np.random.default_rng(seed), speed=2.0) for seed in range(300)]
+    assert max(lengths) <= 4 * 8000 + 2
+    speeds = np.array([(clip[-1] - clip[0]) / 7999 / (65_000 / 80_000) for clip in clips])
+    drawn = [np.random.default_rng(seed).uniform(-2, 2) for seed in range(300)]
+    assert np.log2(speeds) == pytest.approx(drawn, abs=2e-3)
+    ends = 80_000 - 1 - speeds * 7999
+    starts = np.array([(clip[0] + 32_500) * (80_000 / 65_000) for clip in clips]) / ends
+    assert starts.mean() == pytest.approx(0.5, abs=3 / np.sqrt(12 * 300))
+    assert starts.std() == pytest.approx(1 / np.sqrt(12), abs=0.03)
 
 
 BROKEN = (
