@@ -12,6 +12,7 @@ import torch
 
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.audio import AudioInput, add_noise, decode_audio, mix, play, played_length
+from mmvicreg.inputs.decode import read_header
 from mmvicreg.samples import Sample
 
 
@@ -87,6 +88,9 @@ def test_opposite_channels_cancel_and_loud_ones_do_not_overflow(tmp_path: Path) 
         ("flac", "PCM_16", 2),
         ("flac", "PCM_24", 2),
         ("aiff", "PCM_16", 2),
+        ("aifc", "FLOAT", 2),
+        ("sph", "PCM_16", 2),
+        ("voc", "PCM_16", 2),
         ("ogg", "VORBIS", 1500),
         ("mp3", "MPEG_LAYER_III", 1500),
     ],
@@ -95,7 +99,9 @@ def test_every_format_gives_the_same_numbers(
     tmp_path: Path, suffix: str, subtype: str, tolerance: int
 ) -> None:
     wave = tone(44100)
-    path = write(tmp_path / f"tone.{suffix}", wave, 44100, subtype)
+    path = tmp_path / f"tone.{suffix}"
+    form = {"aifc": "AIFF", "sph": "NIST"}.get(suffix, suffix)
+    soundfile.write(path, wave, 44100, subtype=subtype, format=form)
     ours = decode_audio(path, sample_rate=44100).numpy().astype(float)
     middle = slice(4000, 40000)
     assert np.abs(ours[middle] - 32767 * wave[middle]).max() <= tolerance
@@ -387,17 +393,50 @@ def test_what_is_not_a_recording_is_named(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "form"), [("wav", "WAV"), ("wav", "WAVEX"), ("wav", "RF64"), ("aiff", "AIFF"), ("au", "AU")]
-)
+    ("suffix", "form"),
+    [
+        ("wav", "WAV"), ("wav", "WAVEX"), ("wav", "RF64"), ("aiff", "AIFF"), ("au", "AU"),
+        ("sph", "NIST"), ("voc", "VOC"),
+    ],
+)  # fmt: skip
 def test_a_file_cut_anywhere_is_truncated(tmp_path: Path, suffix: str, form: str) -> None:
     """These have no frames that a decoder would miss: libsndfile reads what is there as the whole."""
     path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, tone(8000), 8000, format=form)
     content = path.read_bytes()
     assert len(decode_audio(path, sample_rate=8000)) == 8000
-    for size in (len(content) - 2, len(content) // 2):
+    end = 1 if form == "VOC" else 0  # a last byte after the samples
+    for size in (len(content) - 2 - end, len(content) // 2):
         path.write_bytes(content[:size])
-        with pytest.raises(UserError, match=rf"clip.* is truncated: {size} of {len(content)} bytes"):
+        with pytest.raises(UserError, match=rf"clip.* is truncated: {size} of {len(content) - end} bytes"):
+            decode_audio(path, sample_rate=8000)
+
+
+@pytest.mark.parametrize(
+    ("riff", "data"),
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF),  # ffmpeg into a pipe
+        (0x7FFFF024, 0x7FFFF000),  # sox into a pipe
+        (0x80000023, 0x7FFFFFFF),
+        (16036, 0xFFFFFFFF),
+        (0, 16000),
+        (16044, 16000),  # the size of the file in place of what follows it: 8 too many
+    ],
+)
+def test_sizes_that_programs_leave_in_wav_headers_are_no_damage(tmp_path: Path, riff: int, data: int) -> None:
+    path = write(tmp_path / "clip.wav", tone(8000), 8000)
+    content = bytearray(path.read_bytes())
+    assert (len(content), content[36:40]) == (16044, b"data")
+    whole = decode_audio(path, sample_rate=8000)
+    content[4:8], content[40:44] = riff.to_bytes(4, "little"), data.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert torch.equal(decode_audio(path, sample_rate=8000), whole)
+    header = read_header(path)
+    assert header is not None
+    assert header.frames == 8000
+    if data == 16000:  # what the header knows is still missed
+        path.write_bytes(content[:-8])
+        with pytest.raises(UserError, match="is truncated: 16036 of 16044 bytes"):
             decode_audio(path, sample_rate=8000)
 
 
