@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from mmvicreg.config import Strict
@@ -67,9 +67,23 @@ class AudioInput(Input):
                 return value
             return {"amplitude": (0, value), "probability": 1} if value else None
 
+        @model_validator(mode="after")
+        def _long_enough(self) -> AudioInput.Config:
+            if self.length < 2:  # a deviation, by which waveforms are normalised, is of two samples or more
+                raise ValueError(
+                    f"seconds {self.seconds:g} are {self.length} samples at {self.sample_rate} Hz: give clips of 2 "
+                    "samples or more"
+                )
+            return self
+
+        @property
+        def length(self) -> int:
+            """Samples of a clip."""
+            return round(self.sample_rate * self.seconds)
+
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.length = round(config.sample_rate * config.seconds)
+        self.length = config.length
         self._others: Sequence[Sample] = ()
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
