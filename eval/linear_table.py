@@ -69,6 +69,11 @@ def _add(table: RichTable, label: str, method: Report, *, folds: Sequence[str], 
 def _remarks(report: Report, *, several: bool) -> list[str]:
     over = " ± standard deviation over folds" if several else ""
     lines = [f"Accuracy in percent{over}; run {report['run']} after epoch {report['epoch']}."]
+    if not several and next(iter(report["folds"])).isdigit():
+        lines.append(
+            "One fold alone, which may be an easy or a hard one: figures that compare with others' are means over all, "
+            "of runs that train --fold all makes."
+        )
     for method in report["methods"]:
         if method["method"] == "supervised":
             lines.append(
