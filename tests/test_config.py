@@ -307,7 +307,9 @@ def test_a_mel_of_another_rate_than_its_recording_is_refused() -> None:
 
 @pytest.mark.parametrize(("seconds", "samples"), [("0.0001", 0), ("0.0003", 1)])
 def test_clips_of_no_length_are_refused(seconds: str, samples: int) -> None:
-    with pytest.raises(UserError, match=rf"inputs: audio: seconds {seconds} are {samples} samples at 4000 Hz"):
+    with pytest.raises(
+        UserError, match=rf"inputs: audio: seconds {seconds} are {samples} samples at 4000 Hz"
+    ):
         tiny_recipe("wave-mel", Path("unused"), f"inputs.audio.seconds={seconds}")
     assert tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=0.0005")
 
