@@ -1,15 +1,17 @@
 """Any folder of recordings: listed by a CSV table, or lying in one folder a class.
 
 A table (the one ``.csv`` in the folder) has a column ``filename``, relative to it, and where wanted ``label``,
-``fold`` or ``split``, and ``source``, what a fragment was cut from. Without a table every folder is a class;
-where all of them are called train, val, test and the like, the classes are the folders in those. Without folds
-and splits, folds are made (:mod:`mmvicreg.data.folds`) that keep the recordings of one source together.
+``fold`` or ``split`` (splits called ``fold1``, ``fold2``, ... are folds), and ``source``, what a fragment was cut
+from. Without a table every folder is a class; where all of them are called train, val, test and the like, the
+classes are the folders in those. Without folds and splits, folds are made (:mod:`mmvicreg.data.folds`) that keep the
+recordings of one source together.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -17,6 +19,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
 from mmvicreg.data.reader import Reader, check_inside, check_present, class_order, csv_rows, shorten
+from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.decode import SUFFIXES
 from mmvicreg.samples import Sample
@@ -130,10 +133,10 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         UserError: not such a table, a malformed or repeated row (named), or recordings that are missing.
     """
     rows: dict[str, tuple[Row, str]] = {}
-    unused: dict[str, None] = {}
+    columns: dict[str, None] = {}
     try:
         for _, where, cells in csv_rows(path, one_of=("filename",)):
-            unused.update((key, None) for key in cells if key not in COLUMNS)
+            columns.update((key, None) for key in cells)
             row = _row(cells, path, where)
             if row.name in rows:
                 raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")
@@ -144,6 +147,8 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
     if not rows:
         raise UserError(f"{path} has no rows")
+    unused = [column for column in columns if column not in COLUMNS]
+    _check_spelling(unused, columns, path)
     for column in ("label", "fold", "split", "source"):
         lacking = [where for row, where in rows.values() if getattr(row, column) is None]
         if lacking and len(lacking) < len(rows):
@@ -157,7 +162,23 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         path,
         f"Paths are relative to {path.parent}.",
     )
-    return found, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
+    notes = [f"columns of {path} that are not used: {', '.join(unused)}"] if unused else []
+    beside = {file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent))}
+    others = sorted(beside - rows.keys())
+    if others:
+        notes.append(f"{path} does not list {len(others)} recordings that lie beside it: {shorten(others)}")
+    return found, tuple(notes)
+
+
+def _check_spelling(unused: Iterable[str], used: Iterable[str], path: Path) -> None:
+    """Refuse a column that seems to be one that is read: folds would be made where they are told."""
+    absent = [column for column in COLUMNS if column not in used]
+    for column in unused:
+        if close := difflib.get_close_matches(column.strip().lower(), absent, n=1, cutoff=0.75):
+            raise UserError(
+                f"{path} has a column '{column}', which is not read, and none called '{close[0]}': rename it (to "
+                "something less alike, if that is not what it is)"
+            )
 
 
 def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
@@ -165,6 +186,8 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
     if "filename" not in text:
         raise UserError(f"{where}: the column filename is empty")
     fold, split = text.get("fold"), text.get("split")
+    if fold is None and split is not None and (number := fold_number(split)) is not None:
+        fold, split = str(number), None
     if fold is not None and not (fold.isdecimal() and int(fold) >= 1):
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
     if split is not None and ("+" in split or split == "all"):
@@ -188,8 +211,14 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     for split in splits:
         _check_loose(split or root)
         for folder in _subfolders(split or root):
-            found, rest = _recordings(folder)
-            others += rest
+            files = _files(folder)
+            found = _recordings(files)
+            if not found:
+                raise UserError(
+                    f"the class folder {folder} holds no recording ({len(files)} other files); add some, or remove it. "
+                    f"Recordings end in {', '.join(sorted(SUFFIXES))}."
+                )
+            others += len(files) - len(found)
             names = [path.relative_to(root).as_posix() for path in found]
             rows += [Row(name, folder.name, split=split.name if split else None) for name in names]
     if not rows:
@@ -197,20 +226,17 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     return rows, (f"{others} files in {root} are no recordings by their names",) if others else ()
 
 
-def _recordings(folder: Path) -> tuple[list[Path], int]:
-    """The recordings of a class folder, in order, and the number of its other files."""
-    files = [
+def _recordings(files: Iterable[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder, however deep, in order."""
+    return [
         path
         for path in sorted(folder.rglob("*"))
         if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
     ]
-    found = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not found:
-        raise UserError(
-            f"the class folder {folder} holds no recording ({len(files)} other files); add some, or remove it. "
-            f"Recordings end in {', '.join(sorted(SUFFIXES))}."
-        )
-    return found, len(files) - len(found)
 
 
 def _subfolders(folder: Path) -> list[Path]:

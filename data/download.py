@@ -1,7 +1,8 @@
 """Fetching what a card lists: resumed where it stopped, checked, unpacked.
 
 A file grows as ``<name>.part`` and gets its name when its size and checksum are right. What was unpacked
-is written down in ``.downloaded/``, so a second call fetches nothing that is there.
+is written down in ``.downloaded/``, so a second call fetches nothing that is there; with it the checksums that a
+zip has of its members, which is all that a publisher without checksums gives to hold the files against.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, RemoteFile
@@ -119,6 +121,7 @@ class Downloader:
         if not file.extract:
             return f"{file.path}: fetched"
         try:
+            names: list[str] | dict[str, str]
             if file.unpacker is not None:
                 names = file.unpacker(path, root, self.progress)
             else:
@@ -267,11 +270,8 @@ def _fetched(file: RemoteFile, root: Path, *, checked: bool) -> bool:
     path = root / file.path
     if not file.extract:
         return path.is_file() and wrong(path, file) is None
-    try:
-        receipt = json.loads(_receipt(file, root).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(receipt, dict) or receipt.get("members") != list(file.members):
+    receipt = _read_receipt(file, root)
+    if receipt.get("members") != list(file.members):
         return False
     if checked and not receipt.get("checked", True):
         return False
@@ -279,7 +279,24 @@ def _fetched(file: RemoteFile, root: Path, *, checked: bool) -> bool:
     return all(root / name in present for name in receipt["unpacked"])
 
 
-def _write_receipt(file: RemoteFile, root: Path, names: list[str], *, checked: bool) -> None:
+def unpacked_checksums(file: RemoteFile, root: Path) -> dict[str, str]:
+    """CRC-32 (hexadecimal) of every file that was unpacked from a zip into ``root``, as the zip has it.
+
+    Empty where it was not downloaded by this program, or is no zip.
+    """
+    unpacked = _read_receipt(file, root).get("unpacked")
+    return unpacked if isinstance(unpacked, dict) else {}
+
+
+def _read_receipt(file: RemoteFile, root: Path) -> dict[str, Any]:
+    try:
+        receipt = json.loads(_receipt(file, root).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return receipt if isinstance(receipt, dict) else {}
+
+
+def _write_receipt(file: RemoteFile, root: Path, names: list[str] | dict[str, str], *, checked: bool) -> None:
     path = _receipt(file, root)
     path.parent.mkdir(exist_ok=True)
     receipt = {"url": file.url, "members": list(file.members), "unpacked": names, "checked": checked}

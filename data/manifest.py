@@ -1,8 +1,9 @@
 """A manifest: a user's own pairs, as a CSV table or a file of JSON lines.
 
 Columns (or keys): ``image`` with ``caption`` or ``captions`` (a JSON list), or ``audio`` with, if it has
-them, ``label``, ``fold`` and ``group``; ``id`` (else the row's number) and ``split`` (else ``train``) where
-wanted. Rows of one picture are one sample with several captions. Paths are relative to the manifest.
+them, ``label``, ``fold`` and ``group``; ``id`` (else the row's number) and ``split`` (else ``train``; ``fold1``,
+``fold2``, ... are folds) where wanted. Rows of one picture are one sample with several captions. Paths are
+relative to the manifest.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mmvicreg.data.reader import (
     not_here,
     shorten,
 )
+from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
@@ -169,15 +171,18 @@ def _row(cells: Mapping[str, object], number: int, where: str) -> Row:
             raise UserError(f"{where}: {key} is not text: {value!r}")
         return str(value).strip()
 
+    fold, split = _fold(text("fold"), where), text("split")
+    if fold is None and split is not None and (told := fold_number(split)) is not None:
+        fold, split = told, None
     row = Row(
         where=where,
         id=text("id") or str(number),
-        split=text("split"),
+        split=split,
         image=text("image"),
         captions=_captions(cells, where),
         audio=text("audio"),
         label=text("label"),
-        fold=_fold(text("fold"), where),
+        fold=fold,
         group=text("group"),
     )
     if row.image is None and row.audio is None:

@@ -15,7 +15,7 @@ from mmvicreg.data.card import RemoteFile
 from mmvicreg.errors import UserError
 
 
-def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -> list[str]:
+def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -> dict[str, str]:
     """Unpack a zip below ``root``; files already there in full are left alone.
 
     Args:
@@ -25,7 +25,7 @@ def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -
         progress: show a bar.
 
     Returns:
-        The files unpacked, relative to ``root``.
+        The files unpacked, relative to ``root``, and the CRC-32 that the archive gives each, hexadecimal.
 
     Raises:
         UserError: not a zip, a damaged or encrypted member, a member that leads outside ``root``, nothing
@@ -43,7 +43,7 @@ def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -
         raise UserError(f"{path} cannot be unpacked ({error}); remove it and download it again") from error
     except OSError as error:
         raise UserError(f"cannot unpack {path} into {root}: {error.strerror or error}") from error
-    return [target.relative_to(root).as_posix() for target in chosen]
+    return {target.relative_to(root).as_posix(): f"{info.CRC:08x}" for target, info in chosen.items()}
 
 
 def _choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from mmvicreg import registry
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, card_of
-from mmvicreg.data.download import wrong
+from mmvicreg.data.download import unpacked_checksums, wrong
 from mmvicreg.data.reader import MissingFilesError, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import DataSet, File, Sample
@@ -55,6 +56,8 @@ class Report:
         problems: what is wrong, in words.
         captions_each: captions of each picture that evaluation takes; 0: any number.
         partial: all that is wrong is that there are fewer or more samples than were published.
+        compared: files whose bytes were held against the checksums of the archive that they were unpacked from; None
+            of a data set that does not come in zips.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Report:
     problems: tuple[str, ...]
     captions_each: int = 0
     partial: bool = False
+    compared: int | None = None
 
     def check(self) -> None:
         """Raise :class:`UserError` with every problem, if there is one."""
@@ -127,10 +131,12 @@ def verify(name: str, root: Path, *, progress: bool = True) -> Report:
         problems.append(f"{len(dataset.classes):,} of {card.classes:,} classes")
     problems += getattr(dataset, "faults", list)()  # what a data set knows of itself
     problems += _check_archives(card, root)
+    compared, changed = _compare_unpacked(card, root, progress=progress)
+    problems += changed
     unions = [_union(name, reports) for name in card.unions if set(name.split("+")) <= reports.keys()]
     splits = (*reports.values(), *unions)
     partial = bool(counts) and not problems
-    return Report(name, root, splits, (*counts, *problems), card.captions_each, partial)
+    return Report(name, root, splits, (*counts, *problems), card.captions_each, partial, compared)
 
 
 def _few_captions(samples: Sequence[Sample], split: str, each: int) -> list[str]:
@@ -213,3 +219,36 @@ def _check_archives(card: Card, root: Path) -> Iterable[str]:
         path = root / file.path
         if path.is_file() and (fault := wrong(path, file)):
             yield f"wrong {fault}"
+
+
+def _compare_unpacked(card: Card, root: Path, *, progress: bool) -> tuple[int | None, list[str]]:
+    """How many unpacked files were held against their archive's checksums, and what differs.
+
+    A file that is not there is counted elsewhere.
+    """
+    archives = [file for file in card.files if file.extract and file.unpacker is None]
+    wanted = {name: crc for file in archives for name, crc in unpacked_checksums(file, root).items()}
+    there = [name for name in wanted if (root / name).is_file()]
+    changed: list[str] = []
+    with (
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        counted(len(there), "Comparing with the archive", "files", progress=progress) as advance,
+    ):
+        for name, crc in zip(there, pool.map(_crc32, [root / name for name in there]), strict=True):
+            if crc != wanted[name]:
+                changed.append(name)
+            advance(1)
+    problems = [f"not the bytes that the archive held (CRC-32): {shorten(changed)}"] if changed else []
+    return len(there) if archives else None, problems
+
+
+def _crc32(path: Path) -> str:
+    """In hexadecimal; empty, which is no file's, where it cannot be read."""
+    crc = 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                crc = zlib.crc32(part, crc)
+    except OSError:
+        return ""
+    return f"{crc:08x}"

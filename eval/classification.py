@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, console, number, origin, say_skipped
+from mmvicreg.eval.output import Report, number, origin, say_skipped
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.eval.tasks import saw_split
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet
+from mmvicreg.tables import console, print_table
 from mmvicreg.training.distributed import World
 from mmvicreg.training.log import say
 
@@ -108,9 +109,9 @@ def show(
     out.print(title, style="bold", soft_wrap=True)
     say_skipped(report)
     table = RichTable()
-    table.add_column(report["branch"], no_wrap=True)
+    table.add_column(report["branch"])
     for heading in columns.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for place, (name, values) in enumerate(rows.items()):
         cells = (_cell(values.get(key)) for key in columns)
         table.add_row(name, *cells, style="bold" if place == 0 else None)
@@ -120,7 +121,7 @@ def show(
         table.add_row(
             f"{row['method']} (paper, Table {row['table']})", *(_cell(row.get(key)) for key in columns)
         )
-    out.print(table)
+    print_table(table)
     out.print(f"Percent; run {report['run']} after epoch {report['epoch']}.", soft_wrap=True)
     more = []
     if report.get("seen_in_pretraining"):

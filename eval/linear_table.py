@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from mmvicreg.eval.output import Report, console, number, say_skipped, spread
+from mmvicreg.eval.output import Report, number, say_skipped, spread
+from mmvicreg.tables import console, print_table
 
 
 def show(report: Report, file: Path) -> None:
@@ -25,14 +26,14 @@ def show(report: Report, file: Path) -> None:
     say_skipped(report)
     table, has_top5 = RichTable(), report["top5"] is not None
     for column in ("method", "frozen representation"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column)
     for column in (
         "top-1",
         *(["top-5"] if has_top5 else []),
         *(f"fold {f}" for f in folds if several),
         "width",
     ):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for place, method in enumerate(report["methods"]):
         _add(table, _label(method, own=place == 0), method, folds=folds if several else [], has_top5=has_top5)
     table.add_row("chance", "", number(report["chance"]), style="dim", end_section=True)
@@ -40,7 +41,7 @@ def show(report: Report, file: Path) -> None:
         table.add_row(f"{row['method']}, paper", "one split", number(row["top1"]))
     for row in report["published_elsewhere"]:
         table.add_row(row["method"], row["reads"], number(row["top1"]))
-    out.print(table)
+    print_table(table)
     for line in _remarks(report, several=several):
         out.print(line, soft_wrap=True)
     out.print(f"Written: {file}", soft_wrap=True)
@@ -68,6 +69,11 @@ def _add(table: RichTable, label: str, method: Report, *, folds: Sequence[str], 
 def _remarks(report: Report, *, several: bool) -> list[str]:
     over = " ± standard deviation over folds" if several else ""
     lines = [f"Accuracy in percent{over}; run {report['run']} after epoch {report['epoch']}."]
+    if not several and next(iter(report["folds"])).isdigit():
+        lines.append(
+            "One fold alone, which may be an easy or a hard one: figures that compare with others' are means over all, "
+            "of runs that train --fold all makes."
+        )
     for method in report["methods"]:
         if method["method"] == "supervised":
             lines.append(

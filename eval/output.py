@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 import mmvicreg
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run
 from mmvicreg.skipped import OnBadSample
+from mmvicreg.tables import console
 
 Report = dict[str, Any]
 """A result as it stands in JSON."""
-
-
-def console() -> Console:
-    """Where tables go: stdout, wide enough for them when it is not a terminal; text is never markup."""
-    width = None if sys.stdout.isatty() else 120
-    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def number(value: float | None) -> str:

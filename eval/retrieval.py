@@ -20,7 +20,7 @@ from mmvicreg.config import EdgeConfig, EvaluationConfig
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
-from mmvicreg.eval.output import Report, bad_sample_flag, command_line, console, origin, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, origin, write_report
 from mmvicreg.eval.ranking import (
     Found,
     SearchName,
@@ -36,6 +36,7 @@ from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, write_skipped
+from mmvicreg.tables import console
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 

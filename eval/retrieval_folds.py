@@ -13,9 +13,10 @@ from rich.table import Table as RichTable
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
 from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs
-from mmvicreg.eval.output import Report, command_line, console, spread, write_report
-from mmvicreg.eval.retrieval_report import RECALLS
+from mmvicreg.eval.output import Report, command_line, spread, write_report
+from mmvicreg.eval.retrieval_report import RECALLS, SEEN
 from mmvicreg.runs import open_run
+from mmvicreg.tables import console, print_table
 
 FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank", "mean_rank")
 
@@ -41,7 +42,8 @@ def run(
 
     Returns:
         Per direction ``R@1``, ``R@5``, ``R@10``, ``median_rank`` and ``mean_rank``, each with ``mean``, ``std``
-        (n - 1) and ``folds``; ``chance``; ``queries`` over all folds; ``rsum``, the mean over folds.
+        (n - 1) and ``folds``; ``chance``; ``queries`` over all folds; ``rsum``, the mean over folds; ``transductive``,
+        whether pretraining saw any of the folds that were judged (``seen_in_pretraining``, by fold).
 
     Raises:
         UserError: no runs by fold, not one of each fold, another recipe among them; anything of one run's.
@@ -72,6 +74,8 @@ def run(
         },
         "rsum": float(np.mean([part["rsum"] for part in found.values()])),
         "samples": sum(part["samples"] for part in found.values()),
+        "transductive": any(part["seen_in_pretraining"] for part in found.values()),
+        "seen_in_pretraining": {fold: part["seen_in_pretraining"] for fold, part in found.items()},
         "epoch": [part["epoch"] for part in found.values()],
         "run": str(folder),
         "command": command_line("retrieval", folder, {"data-root": data_root, **_asked(options)}),
@@ -114,15 +118,16 @@ def _over_folds(found: dict[str, Report]) -> Report:
 def _show(report: Report, file: Path, directions: list[str]) -> None:
     out = console()
     folds = list(report[directions[0]]["R@1"]["folds"])
+    how = "transductive" if report["transductive"] else "each held out"
     out.print(
-        f"Retrieval, {report['dataset']}, {len(folds)} folds, each held out: {report['samples']:,} samples",
+        f"Retrieval, {report['dataset']}, {len(folds)} folds, {how}: {report['samples']:,} samples",
         style="bold",
         soft_wrap=True,
     )
     table = RichTable()
     for column in ("direction", "", *FIGURES, "queries", "gallery"):
         words = column.replace("_", " ")
-        table.add_column(words, justify="left" if column in ("direction", "") else "right", no_wrap=True)
+        table.add_column(words, justify="left" if column in ("direction", "") else "right")
     for name in directions:
         found = report[name]
         cells = [
@@ -133,11 +138,14 @@ def _show(report: Report, file: Path, directions: list[str]) -> None:
         table.add_row(name.replace("_to_", " to "), "this run", *cells, *sizes, style="bold")
         chance = [f"{found['chance'][f'R@{k}']:.2f}" for k in RECALLS]
         table.add_row("", "chance", *chance, "", "", "", style="dim", end_section=True)
-    out.print(table)
+    print_table(table)
     out.print(f"rsum {report['rsum']:.1f}, the sum of this run's recalls, mean over folds.", soft_wrap=True)
     out.print(
         f"Recall in percent, ranks from 1, mean ± standard deviation over folds, {report['similarity']} in "
         f"{report['space']} space; run {report['run']} after epoch {report['epoch']}.",
         soft_wrap=True,
     )
+    if report["transductive"]:
+        seen = ", ".join(fold for fold, was in report["seen_in_pretraining"].items() if was)
+        out.print(f"Fold {seen}: {SEEN}", soft_wrap=True)
     out.print(f"Written: {file}", soft_wrap=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.datasets import in_folds
-from mmvicreg.eval.output import Report, console, number
+from mmvicreg.eval.output import Report, number
 from mmvicreg.eval.published import published
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
+from mmvicreg.tables import console, print_table
 
 RECALLS = (1, 5, 10)
+SEEN = "transductive. The run, or weights it started from, was pretrained on samples of it: this measures memory."
 
 
 def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path) -> None:
@@ -45,7 +47,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
         )
     table = RichTable()
     for column in ("direction", "", *(f"R@{k}" for k in RECALLS), "median", "mean", "queries", "gallery"):
-        table.add_column(column, justify="left" if column in ("direction", "") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("direction", "") else "right")
     for name in directions:
         found = report[name]
         words = name.replace("_to_", " to ")
@@ -64,7 +66,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
             values = [row.get(f"{name} R@{k}") for k in RECALLS]
             table.add_row("", f"{row['method']} (paper)", *(number(value) for value in values))
         table.add_section()
-    out.print(table)
+    print_table(table)
     out.print(f"rsum {report['rsum']:.1f}, the sum of this run's recalls.", soft_wrap=True)
     out.print(
         f"Recall in percent, ranks from 1, {report['similarity']} in {report['space']} space; "
@@ -75,10 +77,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
         if "search" in report[name]:
             out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
     if report["seen_in_pretraining"]:
-        out.print(
-            "The run, or weights it started from, was pretrained on samples of this split: this measures memory.",
-            soft_wrap=True,
-        )
+        out.print(f"Split {report['split']}: {SEEN}", soft_wrap=True)
     if report["published"]:
         out.print(
             "Paper: Table 3 with its two directions put right; in print they stand under each other's "

@@ -28,7 +28,6 @@ from mmvicreg.eval.output import (
     Report,
     bad_sample_flag,
     command_line,
-    console,
     mean_and_spread,
     number,
     say_skipped,
@@ -44,6 +43,7 @@ from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
+from mmvicreg.tables import console, print_table
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.log import say
 
@@ -223,6 +223,7 @@ def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
     content: dict[str, Any] = {
         "model": {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
         "inputs": {name: source.state() for name, source in model.inputs.items()},
+        "recipe": recipe.model_dump(mode="json"),
     }
     save_checkpoint(run.path / "eval" / "supervised", recipe.training.epochs, content, keep=1)
     size = recipe.evaluation.batch_size
@@ -276,11 +277,11 @@ def _show(report: Report, file: Path) -> None:
     say_skipped(report)
     table = RichTable()
     for column in ("network", "top-1", *(f"fold {fold}" for fold in folds if len(folds) > 1)):
-        table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "network" else "right")
     for name, found in report["branches"].items():
         each = [number(value["top1"]) for value in found["folds"].values()]
         table.add_row(name, spread(found["top1"], found["std"]), *(each if len(folds) > 1 else []))
     table.add_row("chance", number(report["chance"]), style="dim")
-    out.print(table)
+    print_table(table)
     out.print(f"Accuracy in percent; both: {report['both']}.", soft_wrap=True)
     out.print(f"Written: {file}", soft_wrap=True)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.config import SeenConfig
-from mmvicreg.datasets import evaluation_split, in_folds
+from mmvicreg.datasets import evaluation_split, fold_number, in_folds
 from mmvicreg.errors import UserError
 from mmvicreg.eval.probe import Task
 from mmvicreg.registry import DATASETS
@@ -89,7 +89,7 @@ def saw_split(run: Run, dataset: str, split: str) -> bool:
         if not related(dataset, seen.dataset):
             continue
         trained = set(seen.split.split("+"))
-        if split.startswith("fold"):
+        if all(fold_number(part) is not None for part in parts):
             if parts != {f"fold{seen.fold}"}:
                 return True
         elif "all" in parts | trained or parts & trained:

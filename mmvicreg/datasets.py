@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,9 +58,15 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     return dataset
 
 
+def fold_number(split: str) -> int | None:
+    """Which fold a split is (``fold3``: 3); None for any other name."""
+    match = re.fullmatch(r"fold([1-9]\d*)", split)
+    return int(match[1]) if match is not None else None
+
+
 def in_folds(dataset: DataSet) -> bool:
     """Whether the data set is published in folds (``fold1``, ``fold2``, ...) rather than train and test."""
-    return all(split.startswith("fold") for split in dataset.splits())
+    return all(fold_number(split) is not None for split in dataset.splits())
 
 
 def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> Sequence[Sample]:

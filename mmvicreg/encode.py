@@ -20,7 +20,7 @@ from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
 from mmvicreg.skipped import Skipped
 from mmvicreg.training.distributed import World, cpu_count, exchange_rows, gather_objects, shares
-from mmvicreg.training.loader import Failure, begin_worker, end_workers, prepare
+from mmvicreg.training.loader import Failure, begin_worker, end_workers
 from mmvicreg.training.log import say
 
 
@@ -153,7 +153,7 @@ def encode(
     source = model.inputs[part.config.input]
     notes: list[str] = []
     try:
-        notes += prepare(source, samples, skip=skip)
+        notes += source.prepare(samples, skip=skip)
     except NotPreparedError as error:  # only slower
         notes.append(f"warning: {error}")
     for note in notes if world is None or world.is_main else ():
@@ -215,7 +215,7 @@ def unreadable(
         world: this process among those that share the reading; None: it is alone.
     """
     with contextlib.suppress(NotPreparedError):  # only slower, as whoever encodes them will say
-        prepare(source, samples, skip=True)
+        source.prepare(samples, skip=True)
     rank, size = (world.rank, world.size) if world is not None else (0, 1)
     bounds = shares(len(samples), size, unit=batch_size)
     place, last = bounds[rank], bounds[rank + 1]

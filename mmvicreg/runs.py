@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import yaml
 
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.recipes import dump_recipe, parse_recipe
+from mmvicreg.recipes import differences, dump_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +69,27 @@ class Run:
             raise UserError(
                 f"the checkpoint {file} is not one of a run: it lacks {', '.join(sorted(absent))}; {MISFIT}"
             )
+        self._check_frontends(content, file)
         return content
+
+    def _check_frontends(self, content: dict[str, Any], file: Path) -> None:
+        """Refuse another spectrogram or scaling than was trained with: no weight would fail to fit it.
+
+        Checkpoints of earlier versions do not hold the recipe, and are taken at their recipe.yaml's word.
+        """
+        if "recipe" not in content:
+            return
+        then = parse_recipe(content["recipe"], source=str(file))
+        changed = [
+            line
+            for line in differences(then, self.recipe)
+            if re.match(r"branches\.[^.]+\.frontend\.", line) is not None
+        ]
+        if changed:
+            raise UserError(
+                f"the checkpoint {file} was trained with other frontends than {self.path / RECIPE} says "
+                f"({'; '.join(changed)}): {MISFIT}"
+            )
 
     @cached_property
     def initial(self) -> dict[str, dict[str, Tensor]]:

@@ -105,6 +105,18 @@ def test_a_printed_recipe_reads_back_equal(path: Path) -> None:
     assert dump_recipe(parse_recipe(tree, source="printed")) == dump_recipe(recipe)
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if path.parent.name == "wave-mel"], ids=lambda p: p.stem
+)
+def test_the_spectrogram_of_a_recipe_rests_on_no_default(path: Path) -> None:
+    """librosa's and torchaudio's differ; what augments it may be left out, and is off then."""
+    frontend = yaml.safe_load(path.read_text(encoding="utf-8"))["branches"]["mel"]["frontend"]
+    augments = {"gain_db", "equalise_db", "time_mask", "frequency_mask"}
+    fields = registry.FRONTENDS.load("log_mel").Config.model_fields
+    assert set(fields) - augments <= set(frontend)
+    assert all(fields[name].default == 0 for name in augments)
+
+
 def test_a_printed_recipe_holds_every_default() -> None:
     tree = yaml.safe_load(dump_recipe(shapes()))
     assert tree["training"]["keep_checkpoints"] == 2
@@ -291,6 +303,15 @@ def test_a_mel_of_another_rate_than_its_recording_is_refused() -> None:
     assert recipe.branches["mel"].frontend["sample_rate"] == recipe.inputs["audio"]["sample_rate"]
     with pytest.raises(UserError, match=r"branches\.mel\.frontend\.sample_rate is 4000 .* 8000"):
         tiny_recipe("wave-mel", Path("unused"), "inputs.audio.sample_rate=8000")
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [("0.0001", 0), ("0.0003", 1)])
+def test_clips_of_no_length_are_refused(seconds: str, samples: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"inputs: audio: seconds {seconds} are {samples} samples at 4000 Hz"
+    ):
+        tiny_recipe("wave-mel", Path("unused"), f"inputs.audio.seconds={seconds}")
+    assert tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=0.0005")
 
 
 @pytest.mark.parametrize("setting", ["training.epochs", "", "=5", " =5", "x"])

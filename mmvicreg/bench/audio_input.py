@@ -113,7 +113,7 @@ def table(results: Sequence[AudioInputResult]) -> Table:
     )
     lines = rows(results)
     for heading in lines[0]:
-        laid_out.add_column(heading, justify="right", no_wrap=True)
+        laid_out.add_column(heading, justify="right")
     for line in lines:
         laid_out.add_row(*line.values())
     return laid_out

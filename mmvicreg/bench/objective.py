@@ -171,9 +171,9 @@ def table(comparisons: list[Comparison], wanted: Settings) -> Table:
         "memory beyond the inputs; error against float64",
         title_justify="left",
     )
-    laid_out.add_column("n x d", no_wrap=True)
+    laid_out.add_column("n x d")
     for heading in ("processes", "ours ms", "peer", "peer ms", "ratio"):
-        laid_out.add_column(heading, justify="left" if heading == "peer" else "right", no_wrap=True)
+        laid_out.add_column(heading, justify="left" if heading == "peer" else "right")
     for heading in ("ours MB", "peer MB", "ratio", "loss error", "gradient error"):
         laid_out.add_column(heading, justify="right")
     if wanted.share:

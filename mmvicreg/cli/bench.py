@@ -209,6 +209,6 @@ def _tell(rows: list[dict[str, Any]], table: Any, json_file: str | None) -> None
             write_whole(Path(json_file), text)
         except OSError as error:
             raise UserError(f"cannot write {json_file}: {error.strerror or error}") from error
-    from mmvicreg.eval.output import console
+    from mmvicreg.tables import print_table
 
-    console().print(table)
+    print_table(table)

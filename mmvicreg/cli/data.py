@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(help="List, describe, make, download and verify data sets.", no_args_is_help=True)
 
@@ -44,6 +41,7 @@ def list_datasets(
     from mmvicreg.data.card import card_of
     from mmvicreg.datasets import OWN_DATA
     from mmvicreg.errors import UserError
+    from mmvicreg.tables import print_table
 
     table = Table("name", "pairs", "licence", "looked for in", "there")
     for name in registry.DATASETS.names():
@@ -62,7 +60,7 @@ def list_datasets(
             made = "no; made on first use" if card.made else "no; by hand" if not card.files else "no"
             there = made
         table.add_row(name, ", ".join(card.pairs), card.licence, str(place), there)
-    _console().print(table)
+    print_table(table)
 
 
 @app.command()
@@ -71,6 +69,7 @@ def info(name: Name, root: Root = None) -> None:
     from rich.table import Table
 
     from mmvicreg.data.card import card_of
+    from mmvicreg.tables import print_table
 
     card = card_of(name)
     place = _place(name, root)
@@ -90,23 +89,22 @@ def info(name: Name, root: Root = None) -> None:
     for key, value in rows.items():
         if value:
             facts.add_row(key, value)
-    console = _console()
-    console.print(facts)
+    print_table(facts)
     if card.counts:
         table = Table("layout", "split", "samples")
         for layout, counts in card.counts.items():
             for split, count in counts.items():
                 table.add_row(layout, split, f"{count:,}")
-        console.print(table)
+        print_table(table)
     if card.files:
         table = Table("file", "layout", "size", "checksum", "from")
         for file in card.files:
             size = f"{file.size:,} bytes" if file.size is not None else "not published / not checked"
             layouts = ", ".join(file.layouts) or "all"
             table.add_row(file.path, layouts, size, file.checksum, file.url)
-        console.print(table)
+        print_table(table)
     if card.made or card.files or card.manual:
-        console.print(card.way_out(place), soft_wrap=True)
+        typer.echo(card.way_out(place))
 
 
 @app.command()
@@ -158,6 +156,7 @@ def verify(name: Name, root: Root = None) -> None:
     from rich.table import Table
 
     from mmvicreg.data.verify import verify as run
+    from mmvicreg.tables import print_table
 
     report = run(name, _place(name, root))
     columns = ["split", "published", "listed", "readable"]
@@ -169,9 +168,21 @@ def verify(name: Name, root: Root = None) -> None:
         published = "" if split.published is None else f"{split.published:,}"
         numbers = (split.listed, split.readable, split.captions, split.judged)
         table.add_row(*[split.split, published, *(f"{n:,}" for n in numbers)][: len(columns)])
-    _console().print(table)
+    print_table(table)
     report.check()
-    typer.echo(f"{name} is whole")
+    typer.echo(f"{name} is whole{_how_compared(report.compared)}")
+
+
+def _how_compared(files: int | None) -> str:
+    """What stands behind the verdict, for a data set whose files come in zips."""
+    if files is None:
+        return ""
+    if files:
+        return f"; the bytes of {files:,} files are those that the archive held (CRC-32)"
+    return (
+        " by names, counts and form, and every file can be read; no checksum stands behind it: data download keeps "
+        "those of the archive, and did not fetch this copy"
+    )
 
 
 def _place(name: str, root: Path | None) -> Path:
@@ -192,11 +203,3 @@ def _presence(place: Path) -> str:
     if not place.exists():
         return "no"
     return "yes" if place.is_file() or any(place.iterdir()) else "no (an empty folder)"
-
-
-def _console() -> Console:
-    """A console that does not fold paths when its output goes to a file or another program."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=400)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from mmvicreg.config import Strict
@@ -65,9 +67,23 @@ class AudioInput(Input):
                 return value
             return {"amplitude": (0, value), "probability": 1} if value else None
 
+        @model_validator(mode="after")
+        def _long_enough(self) -> AudioInput.Config:
+            if self.length < 2:  # a deviation, by which waveforms are normalised, is of two samples or more
+                raise ValueError(
+                    f"seconds {self.seconds:g} are {self.length} samples at {self.sample_rate} Hz: give clips of 2 "
+                    "samples or more"
+                )
+            return self
+
+        @property
+        def length(self) -> int:
+            """Samples of a clip."""
+            return round(self.sample_rate * self.seconds)
+
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.length = round(config.sample_rate * config.seconds)
+        self.length = config.length
         self._others: Sequence[Sample] = ()
 
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
@@ -103,11 +119,16 @@ class AudioInput(Input):
     def _clip(self, sample: Sample, rng: np.random.Generator | None) -> Waveform:
         """The recording at some speed, cropped or padded at its end to the length, shifted: int16 ``(length,)``."""
         wave = self._read(sample)
+        speed = None
         if rng is not None and self.config.speed > 0:
-            wave = play(wave, 2 ** rng.uniform(-self.config.speed, self.config.speed))
-        surplus = len(wave) - self.length
-        start = surplus // 2 if rng is None else int(rng.integers(max(surplus, 0) + 1))
-        wave = np.pad(wave, (0, -surplus)) if surplus < 0 else np.array(wave[start : start + self.length])
+            speed = 2 ** rng.uniform(-self.config.speed, self.config.speed)
+        number = len(wave) if speed is None else played_length(len(wave), speed)
+        surplus = max(number - self.length, 0)
+        start = surplus // 2 if rng is None else int(rng.integers(surplus + 1))
+        part = slice(start, min(start + self.length, number))
+        # only what is kept is played: a recording may last for hours
+        wave = np.array(wave[part]) if speed is None else play(wave, speed, part)
+        wave = np.pad(wave, (0, self.length - len(wave)))
         if rng is not None and self.config.shift > 0:
             reach = int(self.config.shift * self.length)
             wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
@@ -121,12 +142,12 @@ class AudioInput(Input):
         mapped = audio_cache.read(sample.audio, sample_rate=rate) if self.config.cache else None
         return read_recording(sample.audio, sample_rate=rate) if mapped is None else mapped
 
-    def prepare(self, samples: Sequence[Sample]) -> list[str]:
+    def prepare(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
         """Decode the recordings of ``samples`` into the cache, those that are not there yet."""
         if not self.config.cache:
             return []
         sources = [sample.audio for sample in samples if sample.audio is not None]
-        built = audio_cache.build(sources, sample_rate=self.config.sample_rate)
+        built = audio_cache.build(sources, sample_rate=self.config.sample_rate, skip=skip)
         if not built.recordings:
             return []
         return [
@@ -167,30 +188,52 @@ def decode_audio(path: Path, *, sample_rate: int) -> Tensor:
     return torch.from_numpy(read_recording(path, sample_rate=sample_rate))
 
 
-def play(wave: Waveform, speed: float) -> Waveform:
-    """int16 ``(samples,)`` played ``speed`` times as fast, by linear interpolation between samples."""
-    moments = np.arange(0, len(wave) - 1, speed)
-    played: Waveform = np.interp(moments, np.arange(len(wave)), wave).round().astype(np.int16)
-    return played
+def played_length(samples: int, speed: float) -> int:
+    """Samples of a recording of so many, played ``speed`` times as fast."""
+    return max(math.ceil((samples - 1) / speed), 0)
+
+
+def play(wave: Waveform, speed: float, part: slice) -> Waveform:
+    """Part of int16 ``(samples,)`` played ``speed`` times as fast, by linear interpolation between samples.
+
+    Args:
+        wave: the whole recording; what the part does not need of it is not read.
+        speed: 2 plays an octave higher.
+        part: which samples of the played recording, within :func:`played_length`.
+    """
+    moments = np.arange(part.start, part.stop) * speed
+    if len(moments) == 0:
+        return wave[:0]
+    first, last = int(moments[0]), int(moments[-1]) + 2
+    played = np.interp(moments, np.arange(first, last), wave[first:last])
+    whole: Waveform = played.round().astype(np.int16)
+    return whole
 
 
 def mix(wave: Waveform, other: Waveform, amplitude: float) -> Waveform:
     """int16 ``(samples,)``: a clip and another, brought to the same RMS times ``amplitude``, over ``1 + amplitude``.
 
-    Silence stays silent, and what would leave full scale is clipped.
+    Silence stays silent, and what would leave full scale is clipped. The other's offset, which is not heard, is left
+    out, and no offset counts as loudness.
     """
     a, b = wave.astype(np.float32), other.astype(np.float32)
-    level, theirs = np.sqrt(np.mean(a**2)), np.sqrt(np.mean(b**2))
+    theirs = loudness(b)
     if theirs == 0:
         return wave
-    return _whole((a + np.float32(amplitude * level / theirs) * b) / np.float32(1 + amplitude))
+    gain = np.float32(amplitude * loudness(a) / theirs)
+    return _whole((a + gain * (b - b.mean(dtype=np.float64).astype(np.float32))) / np.float32(1 + amplitude))
 
 
 def add_noise(wave: Waveform, below_db: float, rng: np.random.Generator) -> Waveform:
     """int16 ``(samples,)`` with white noise ``below_db`` decibels under its own level; silence stays silent."""
     x = wave.astype(np.float32)
-    level = np.sqrt(np.mean(x**2)) * 10 ** (-below_db / 20)
+    level = np.float32(loudness(x) * 10 ** (-below_db / 20))
     return _whole(x + level * rng.standard_normal(len(x), dtype=np.float32))
+
+
+def loudness(x: npt.NDArray[np.float32]) -> float:
+    """RMS about the mean: an offset is no sound."""
+    return float(x.std(dtype=np.float64))  # exactly 0 of a constant
 
 
 def _whole(x: np.ndarray) -> Waveform:

@@ -72,7 +72,9 @@ def read(source: Path, *, sample_rate: int) -> Waveform | None:
     return mapped
 
 
-def build(sources: Sequence[Path], *, sample_rate: int, workers: int | None = None) -> Built:
+def build(
+    sources: Sequence[Path], *, sample_rate: int, workers: int | None = None, skip: bool = False
+) -> Built:
     """Decode those of ``sources`` that are not there yet, and open no others.
 
     Processes that call this at the same time do the work once: one decodes, the others wait for it.
@@ -81,13 +83,14 @@ def build(sources: Sequence[Path], *, sample_rate: int, workers: int | None = No
         sources: recordings.
         sample_rate: Hz.
         workers: processes that decode; None: as many as there are cores, none for a few recordings.
+        skip: leave out those that cannot be read, as whoever reads them will.
 
     Raises:
-        UserError: a recording that cannot be read.
+        UserError: a recording that cannot be read, without ``skip``.
         NotPreparedError: the cache cannot be written, or has too little room.
     """
     folder = folder_of(sample_rate)
-    wanted = {_name_of(source): source for source in sources}
+    wanted = _named(sources, skip=skip)
     try:
         if not _absent(wanted, folder):
             return Built(folder)
@@ -95,9 +98,12 @@ def build(sources: Sequence[Path], *, sample_rate: int, workers: int | None = No
         with locked(folder / ".lock", create=True):
             jobs = _absent(wanted, folder)  # another process may have been at work since
             _sweep(folder, wanted)
+            if skip:
+                jobs = {name: source for name, source in jobs.items() if _has_header(source)}
             _check_room(jobs.values(), folder, sample_rate)
             work = _Decoding([(source, folder / name) for name, source in jobs.items()], sample_rate)
-            return Built(folder, len(jobs), _decode_all(work, workers))
+            sizes = _decode_all(work, workers, skip=skip)
+            return Built(folder, len(sizes), sum(sizes))
     except OSError as error:
         raise NotPreparedError(
             f"cannot keep decoded recordings in {folder}: {_why(error)}; {_WAY_OUT}"
@@ -123,8 +129,8 @@ class _Decoding(Dataset["int | UserError"]):
             return NotPreparedError(f"cannot write the decoded recording {target}: {_why(error)}; {_WAY_OUT}")
 
 
-def _decode_all(work: _Decoding, workers: int | None) -> int:
-    """Bytes written, over all recordings."""
+def _decode_all(work: _Decoding, workers: int | None, *, skip: bool) -> list[int]:
+    """Bytes written for each recording."""
     if workers is None:
         workers = cpu_count() if len(work) > _FEW else 0
     loader = DataLoader(
@@ -134,17 +140,18 @@ def _decode_all(work: _Decoding, workers: int | None) -> int:
         persistent_workers=workers > 0,
         worker_init_fn=begin_worker,
     )
-    size = 0
+    sizes = []
     try:
         with progress_bar(len(work), "decoding recordings, once", "recording") as bar:
             for result in loader:
-                if isinstance(result, UserError):
+                if not isinstance(result, UserError):
+                    sizes.append(result)
+                elif isinstance(result, NotPreparedError) or not skip:
                     raise result
-                size += result
                 bar.advance()
     finally:
         end_workers(loader)
-    return size
+    return sizes
 
 
 def _write(waveform: Waveform, target: Path) -> int:
@@ -164,11 +171,24 @@ def _write(waveform: Waveform, target: Path) -> int:
     return size
 
 
-def _name_of(source: Path) -> str:
+def _named(sources: Sequence[Path], *, skip: bool) -> dict[str, Path]:
+    """Recordings by the names of their decoded files."""
+    named = {}
+    for source in sources:
+        try:
+            named[_name(source)] = source
+        except OSError as error:
+            if not skip:
+                raise UserError(f"recording not found: {source} ({_why(error)})") from error
+    return named
+
+
+def _has_header(source: Path) -> bool:
     try:
-        return _name(source)
-    except OSError as error:
-        raise UserError(f"recording not found: {source} ({_why(error)})") from error
+        read_header(source)
+    except UserError:
+        return False
+    return True
 
 
 def _name(source: Path) -> str:

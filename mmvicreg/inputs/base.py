@@ -97,13 +97,14 @@ class Input(ABC):
         """What will be done to samples that are not as asked, in words to say once."""
         return []
 
-    def prepare(self, samples: Sequence[Sample]) -> list[str]:
+    def prepare(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
         """Do once what would otherwise be done at every reading of ``samples``; nothing that is read changes.
 
-        Called before samples are read, in every process, for these and no others. Says what was done.
+        Called before samples are read, in every process, for these and no others. Says what was done. With ``skip``
+        it is done for those alone that can be read.
 
         Raises:
-            UserError: one of the samples cannot be read.
+            UserError: one of the samples cannot be read, without ``skip``.
             NotPreparedError: no place or room; whoever can do without may go on.
         """
         return []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,14 @@ SOUNDFILE_SUFFIXES = frozenset(
         ".mp3",
         ".aif",
         ".aiff",
+        ".aifc",
         ".au",
         ".snd",
         ".caf",
         ".w64",
         ".rf64",
+        ".sph",
+        ".voc",
     )
 )
 SUFFIXES = SOUNDFILE_SUFFIXES | {".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".3gp", ".amr"}
@@ -42,6 +46,10 @@ _LOUDEST = 100.0
 """Full scales (+40 dB) that no recording reaches: beyond it numbers are in another unit."""
 _RATES = range(1000, 1_000_001)
 """Hz. Any other rate is a damaged header; resampling from it would fill the memory."""
+_STREAM = 0x7F000000
+"""Bytes from which a size says that its writer could not go back to write it (sox -t wav -, ffmpeg -f wav -)."""
+_CHUNKS = 64
+"""Chunks of a WAV file among which its samples are looked for."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def _check_rate(path: Path, rate: int) -> None:
 def _check_whole(path: Path) -> None:
     """Refuse a file that ends before its header says: libsndfile reads those of the plain formats without a word."""
     with path.open("rb") as file:
-        promised = _promised(file.read(28))
+        promised = _promised(file)
     present = path.stat().st_size
     if promised is not None and present < promised:
         raise UserError(
@@ -154,20 +162,51 @@ def _check_whole(path: Path) -> None:
         )
 
 
-def _promised(head: bytes) -> int | None:
-    """The size, bytes, that the first 28 bytes of a WAV, RF64, AIFF or AU file give it, or None."""
+def _promised(file: BinaryIO) -> int | None:
+    """The size, bytes, that a file of a format without frames should at least have by its header, where that tells."""
+    head = file.read(28)
     little, big = int.from_bytes(head[4:8], "little"), int.from_bytes(head[4:8], "big")
     if head[:4] == b"RIFF":
-        return (
-            little + 8 if little not in (0, 0xFFFFFFFF) else None
-        )  # those two mean "a stream, length unknown"
+        # by the samples where they begin: some programs write the size of the file in place of what follows it
+        start, size = _samples_of(file) or (8, little)
+        return start + size if 0 < size < _STREAM else None
     if head[:4] == b"RF64" and head[12:16] == b"ds64":
         return int.from_bytes(head[20:28], "little") + 8
     if head[:4] == b"FORM":
-        return big + 8
+        return big + 8 if big < _STREAM else None
     if head[:4] == b".snd":
         size = int.from_bytes(head[8:12], "big")
         return big + size if size != 0xFFFFFFFF else None
+    if head[:7] == b"NIST_1A":
+        return _promised_by_sphere(head + file.read(1024))
+    if head[:19] == b"Creative Voice File":
+        start = int.from_bytes(head[20:22], "little")
+        file.seek(start + 1)
+        return start + 4 + int.from_bytes(file.read(3), "little")  # its first block, mostly its only one
+    return None
+
+
+def _promised_by_sphere(head: bytes) -> int | None:
+    """Of a NIST SPHERE file, whose header is text: a field a line, and its own length in the second."""
+    length, *lines = head.decode("latin-1").split("\n")[1:]
+    fields = {line.split(" ")[0]: line.split(" ")[-1] for line in lines}
+    sizes = [fields.get(name, "1") for name in ("sample_count", "sample_n_bytes", "channel_count")]
+    packed = "," in fields.get("sample_coding", "")  # "pcm,embedded-shorten-v2.00": not read here
+    if packed or "sample_count" not in fields or not all(s.isdecimal() for s in (length.strip(), *sizes)):
+        return None
+    return int(length) + math.prod(map(int, sizes))
+
+
+def _samples_of(file: BinaryIO) -> tuple[int, int] | None:
+    """Where the samples of a WAV file begin, and how many bytes of them its header tells; None: no such chunk."""
+    at = 12
+    for _ in range(_CHUNKS):
+        file.seek(at)
+        chunk = file.read(8)
+        size = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data" and len(chunk) == 8:
+            return at + 8, size
+        at += 8 + size + size % 2
     return None
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmvicreg.branches.model import Batch, build_graph, view_key
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input, Item, NotPreparedError
+from mmvicreg.inputs.base import Input, Item
 from mmvicreg.samples import Sample
 from mmvicreg.skipped import Skipped
 from mmvicreg.training.addressing import epoch_order, substitute, view_rng
@@ -180,7 +180,7 @@ class TrainingLoader:
         self.skipped: dict[str, Skipped] = {}
         """What could not be read so far, by its id: of this process's part, since the run began or was resumed."""
         for source in inputs.values():
-            for note in prepare(source, samples, skip=recipe.dataset.on_bad_sample == "skip"):
+            for note in source.prepare(samples, skip=recipe.dataset.on_bad_sample == "skip"):
                 say(note)  # by the process that did it
             source.train_on(samples)
         self.batches = AddressedBatches(
@@ -219,18 +219,6 @@ class TrainingLoader:
     def close(self) -> None:
         """End the worker processes."""
         end_workers(self._loader)
-
-
-def prepare(source: Input, samples: Sequence[Sample], *, skip: bool) -> list[str]:
-    """:meth:`Input.prepare`; with ``skip``, a sample that cannot be read only keeps it from preparing."""
-    try:
-        return source.prepare(samples)
-    except NotPreparedError:
-        raise
-    except UserError as error:
-        if not skip:
-            raise
-        return [f"warning: samples are decoded again at each reading, as not all of them can be: {error}"]
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

@@ -280,6 +280,7 @@ class Trainer:
             "monitor": self.monitor.state(),
             "inputs": {name: source.state() for name, source in self.inputs.items()},
             "data": self.data.fingerprint(),
+            "recipe": self.recipe.model_dump(mode="json"),
             "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
         }
         keep = self.recipe.training.keep_checkpoints

@@ -225,7 +225,7 @@ def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample
         held = ""
         if in_folds(dataset):
             held = (
-                f", fold {config.fold} held out"
+                f", fold {config.fold} of {len(dataset.splits())} held out"
                 if config.fold != "none"
                 else ", no fold held out: every evaluation of this run is transductive"
             )

@@ -67,6 +67,35 @@ def test_a_table_with_splits_and_columns_of_ones_own(tmp_path: Path) -> None:
     assert any("microphone" in note for note in data.notes)
 
 
+def test_splits_called_folds_are_folds_and_others_are_not(tmp_path: Path) -> None:
+    def data(*splits: str) -> AudioFolder:
+        root = tmp_path / splits[0]
+        return AudioFolder(table(root, *({"filename": f"{s}.wav", "label": "x", "split": s} for s in splits)))
+
+    folds = data("fold2", "fold10", "fold1")
+    assert folds.splits() == ("fold1", "fold2", "fold10")
+    assert [sample.fold for sample in folds.samples("all")] == [1, 2, 10]
+    assert in_folds(folds)
+    named = data("fold-a", "fold-b")
+    assert named.splits() == ("fold-a", "fold-b")
+    assert not in_folds(named)
+    with pytest.raises(UserError, match=r"no split 'train'.*fold-a, fold-b"):
+        training_samples(named, split="train", fold=1)
+
+
+def test_recordings_that_the_table_does_not_list_are_told(tmp_path: Path) -> None:
+    root = table(tmp_path, *({"filename": f"a/{n}.wav", "label": "x", "label_id": 1} for n in range(3)))
+    for name in ("a/more.flac", "other.wav"):
+        layouts.recording(root / name)
+    (root / "notes.txt").write_text("x")
+    notes = AudioFolder(root).notes
+    assert any(
+        note.endswith("does not list 2 recordings that lie beside it: a/more.flac, other.wav")
+        for note in notes
+    )
+    assert len(AudioFolder(root).samples("all")) == 3
+
+
 def test_a_table_of_names_alone_trains_and_says_so(tmp_path: Path) -> None:
     data = AudioFolder(table(tmp_path, *({"filename": f"{n}.wav"} for n in range(7))))
     assert data.splits() == tuple(f"fold{n}" for n in range(1, 6))
@@ -196,6 +225,15 @@ def test_made_folds_are_even_over_classes() -> None:
             "of one source, which no fold may divide",
         ),
         ([{"path": "a.wav", "filename2": "x"}], "must name its columns, filename among them"),
+        (
+            [{"filename": "a.wav", "folds": 1}],
+            "a column 'folds', which is not read, and none called 'fold': rename",
+        ),
+        ([{"filename": "a.wav", "Label": "x"}], "'Label', which is not read, and none called 'label'"),
+        (
+            [{"filename": f"{split}.wav", "split": split} for split in ("fold1", "test")],
+            r"some rows of .* have a fold, but not .*line 3",
+        ),
     ],
 )
 def test_malformed_tables(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:

@@ -140,6 +140,7 @@ def test_download_from_a_mirror(
     result = run("download", "esc50", "--data-root", tmp_path / "a", "--mirror", url)
     assert result.exit_code == 0, result.output
     assert "31 files unpacked" in result.output
+    assert "already there" in run("download", "esc50", "--data-root", tmp_path / "a", "--mirror", url).output
     assert len(registry.DATASETS.load("esc50")(tmp_path / "a").samples("all")) == 30
     # ESC-10 comes in the same archive, and only its part of it is unpacked.
     monkeypatch.setenv("MMVICREG_MIRROR", url)

@@ -72,6 +72,10 @@ def broken(**changes: object) -> list[dict[str, object]]:
         (broken(esc10="maybe"), r"line 5: the column esc10 says 'maybe'"),
         (broken(filename="../x.wav"), "leads outside"),
         (broken(fold=3), r"source 1007 lie in fold 1 and, 1-1007-B-7\.wav, in fold 3"),
+        (
+            broken(fold=3, src_file="1-1007-B-7"),  # every clip a source of its own
+            r"source 1007 by their names lie in fold 1 and, 1-1007-B-7\.wav, in fold 3",
+        ),
         (broken(filename="1-1000-A-0.wav"), r"lists 1-1000-A-0\.wav twice"),
         (broken(category="wind"), r"calls target 7 'wind', an earlier row 'rain'"),
         (broken(target=8), r"gives 'rain' the target 8, an earlier row 7"),

@@ -64,6 +64,16 @@ def test_recordings_in_folds(tmp_path: Path, kind: str) -> None:
     ]
 
 
+def test_splits_called_folds_are_folds(tmp_path: Path) -> None:
+    """A probe keeps the recordings of a fold together where it chooses its weight decay, by ``Sample.fold``."""
+    rows = [{**row, "split": f"fold{row['fold']}"} for row in RECORDINGS]
+    for row in rows:
+        del row["fold"]
+    data = Manifest(write(tmp_path, rows, "csv"))
+    assert data.splits() == ("fold1", "fold2")
+    assert [sample.fold for sample in data.samples("all")] == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_list_of_captions(tmp_path: Path, kind: str) -> None:
     captions = ["one", "two, or more"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import threading
 import time
 import warnings
@@ -17,8 +18,11 @@ import data_layouts as layouts
 import numpy as np
 import pytest
 import soundfile
+from file_server import Server, quiet
 from PIL import Image
+from typer.testing import CliRunner
 
+from mmvicreg.cli.data import app
 from mmvicreg.data.card import RemoteFile
 from mmvicreg.data.coco import Coco
 from mmvicreg.data.esc50 import Esc10, Esc50
@@ -200,6 +204,34 @@ def test_an_archive_that_still_lies_there_is_checked(tmp_path: Path, monkeypatch
     (problem,) = verify("coco", root, progress=False).problems
     assert "wrong sha256: a.zip" in problem
     assert "0" * 64 in problem
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_what_was_downloaded_is_held_against_the_checksums_of_its_archive(
+    tmp_path: Path, server: Server
+) -> None:
+    """A recording that another one has taken the place of has its name, its form and its length."""
+    layouts.esc(tmp_path / "build" / "ESC-50-master")
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "build")
+    server.files["ESC-50-master.zip"] = Path(archive).read_bytes()
+    root = tmp_path / "esc50"
+    quiet(mirror=server.url).get(Esc50.card, root)
+    report = verify("esc50", root, progress=False)
+    assert (report.problems, report.compared) == ((), 31)
+    shutil.copyfile(root / "audio" / "1-1000-A-0.wav", root / "audio" / "2-2000-B-0.wav")
+    report = verify("esc50", root, progress=False)
+    assert report.problems == ("not the bytes that the archive held (CRC-32): audio/2-2000-B-0.wav",)
+
+
+@pytest.mark.usefixtures("small_cards")
+def test_a_copy_from_elsewhere_has_no_checksums_and_that_is_said(tmp_path: Path) -> None:
+    root = layouts.esc(tmp_path)
+    assert verify("esc50", root, progress=False).compared == 0
+    (root / ".downloaded").mkdir()  # as earlier versions wrote it down
+    (root / ".downloaded" / "ESC-50-master.zip.json").write_text('{"unpacked": ["meta/esc50.csv"]}')
+    said = CliRunner().invoke(app, ["verify", "esc50", "--data-root", str(root)]).output
+    assert "esc50 is whole by names, counts and form" in said
+    assert "no checksum stands behind it" in said
 
 
 def test_a_manifest_has_no_counts(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_the_held_out_fold_is_tested_and_the_others_are_trained_on(
     printed = capsys.readouterr().out
     for words in (
         "tones, fold 2, inductive",
+        "One fold alone",
         "wave+mel",
         "untrained",
         "chance",
@@ -189,6 +190,7 @@ def test_a_run_per_fold_gives_mean_and_deviation_and_a_file_each(
         assert branch["std"] == pytest.approx(np.std(own, ddof=1))
     printed = capsys.readouterr().out
     assert "5 folds, inductive" in printed
+    assert "One fold alone" not in printed
     assert "100.0 ± 0.0" in printed
     assert "fold 5" in printed
 

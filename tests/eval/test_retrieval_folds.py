@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,35 @@ def test_a_run_per_fold_gives_mean_and_deviation(folds: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "3 folds, each held out: 36 samples" in printed
     assert f"{np.mean(right):.1f} ± {np.std(right, ddof=1):.1f}" in printed
+    assert "transductive" not in printed
     again = retrieval_folds.run(folds, similarity="dot", protocol="all", devices=1)
     assert again["command"] == f"mmvicreg eval retrieval {folds} --similarity dot"
+
+
+def test_a_fold_that_pretraining_saw_is_called_transductive(
+    folds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run held out its fold, but the weights that all of them started from held out fold 2 alone."""
+    init = {"source": "other", "seen": [{"dataset": "tones", "fold": 2}]}
+    opened = retrieval_folds.open_run
+
+    def started_elsewhere(path: Path) -> Any:
+        run: Any = opened(path)
+        return replace(
+            run,
+            recipe=recipe(
+                "wave-mel", "tones", dataset__fold=run.recipe.dataset.fold, branches__wave__init=init
+            ),
+        )
+
+    monkeypatch.setattr(retrieval_folds, "open_run", started_elsewhere)
+    report = retrieval_folds.run(folds)
+    assert report["transductive"]
+    assert report["seen_in_pretraining"] == {"1": True, "2": False, "3": True}
+    printed = capsys.readouterr().out
+    assert "3 folds, transductive: 36 samples" in printed
+    assert "Fold 1, 3: transductive." in printed
+    assert "Split fold1: transductive." in printed
 
 
 def test_a_folder_of_folds_is_one_result_and_complete(

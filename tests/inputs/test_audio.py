@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.audio import AudioInput, decode_audio, mix
+from mmvicreg.inputs.audio import AudioInput, add_noise, decode_audio, mix, play, played_length
+from mmvicreg.inputs.decode import read_header
 from mmvicreg.samples import Sample
 
 
@@ -87,6 +88,9 @@ def test_opposite_channels_cancel_and_loud_ones_do_not_overflow(tmp_path: Path) 
         ("flac", "PCM_16", 2),
         ("flac", "PCM_24", 2),
         ("aiff", "PCM_16", 2),
+        ("aifc", "FLOAT", 2),
+        ("sph", "PCM_16", 2),
+        ("voc", "PCM_16", 2),
         ("ogg", "VORBIS", 1500),
         ("mp3", "MPEG_LAYER_III", 1500),
     ],
@@ -95,7 +99,9 @@ def test_every_format_gives_the_same_numbers(
     tmp_path: Path, suffix: str, subtype: str, tolerance: int
 ) -> None:
     wave = tone(44100)
-    path = write(tmp_path / f"tone.{suffix}", wave, 44100, subtype)
+    path = tmp_path / f"tone.{suffix}"
+    form = {"aifc": "AIFF", "sph": "NIST"}.get(suffix, suffix)
+    soundfile.write(path, wave, 44100, subtype=subtype, format=form)
     ours = decode_audio(path, sample_rate=44100).numpy().astype(float)
     middle = slice(4000, 40000)
     assert np.abs(ours[middle] - 32767 * wave[middle]).max() <= tolerance
@@ -265,12 +271,63 @@ def test_mixing_keeps_silence_and_stays_in_range() -> None:
     silence, loud = np.zeros(100, np.int16), np.full(100, -32768, np.int16)
     assert (mix(silence, loud, 0.5) == 0).all()
     assert (mix(loud, silence, 0.5) == loud).all()
-    peaks = np.where(np.arange(100) % 50, 0, 32767).astype(
-        np.int16
-    )  # brought to the loud one's level: clipped
-    mixed = mix(np.full(100, 32767, np.int16), peaks, 0.9)
+    square = np.where(np.arange(100) % 2, 32767, -32767).astype(np.int16)
+    peaks = np.where(np.arange(100) % 50, 0, 32767).astype(np.int16)  # brought to the other's level: clipped
+    mixed = mix(square, peaks, 0.9)
     assert mixed.max() == 32767
-    assert mixed.min() >= 0
+    assert mixed.min() >= -32768
+
+
+@pytest.mark.parametrize("offset", [0, 12_000])
+def test_an_offset_is_no_loudness(offset: int) -> None:
+    """Amplitudes and decibels are those of the sounds, measured in float64, wherever either is centred."""
+    sound = (3000 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) + offset).round().astype(np.int16)
+    other = (500 * np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000) - offset).round().astype(np.int16)
+    mixed = 1.5 * mix(sound, other, 0.5).astype(float) - sound.astype(float)
+    assert mixed.std() == pytest.approx(0.5 * sound.astype(float).std(), rel=1e-2)
+    assert mixed.mean() == pytest.approx(0, abs=1)
+    noise = add_noise(sound, 20, np.random.default_rng(0)).astype(float) - sound
+    assert 20 * np.log10(sound.astype(float).std() / noise.std()) == pytest.approx(20, abs=0.2)
+    constant = np.full(8000, offset, np.int16)
+    assert (add_noise(constant, 0, np.random.default_rng(0)) == constant).all()
+    assert (mix(sound, constant, 0.5) == sound).all()
+
+
+def test_playing_a_part_is_a_part_of_playing_all() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        samples, speed = int(rng.integers(1, 300)), float(2 ** rng.uniform(-2, 2))
+        wave = rng.integers(-32768, 32768, samples).astype(np.int16)
+        moments = np.arange(0, samples - 1, speed)
+        whole = np.interp(moments, np.arange(samples), wave).round().astype(np.int16)
+        assert played_length(samples, speed) == len(whole)
+        start, stop = sorted(rng.integers(0, len(whole) + 1, 2).tolist())
+        assert np.array_equal(play(wave, speed, slice(start, stop)), whole[start:stop])
+
+
+def test_speed_reads_of_a_recording_what_the_clip_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most two octaves up are four clips' length, wherever in the recording; every place is as likely."""
+    lengths: list[int] = []
+    whole = np.interp
+
+    def interpolate(moments: np.ndarray, at: np.ndarray, wave: np.ndarray) -> np.ndarray:
+        lengths.append(len(wave))
+        return whole(moments, at, wave)
+
+    monkeypatch.setattr(np, "interp", interpolate)
+    ramp = (np.arange(80_000) * (65_000 / 80_000) - 32_500).round()  # the level tells the place
+    path = write(tmp_path / "long.wav", ramp.astype(np.int16), 8000)
+    clips = [load(path, np.random.default_rng(seed), speed=2.0) for seed in range(300)]
+    assert max(lengths) <= 4 * 8000 + 2
+    speeds = np.array([(clip[-1] - clip[0]) / 7999 / (65_000 / 80_000) for clip in clips])
+    drawn = [np.random.default_rng(seed).uniform(-2, 2) for seed in range(300)]
+    assert np.log2(speeds) == pytest.approx(drawn, abs=2e-3)
+    ends = 80_000 - 1 - speeds * 7999
+    starts = np.array([(clip[0] + 32_500) * (80_000 / 65_000) for clip in clips]) / ends
+    assert starts.mean() == pytest.approx(0.5, abs=3 / np.sqrt(12 * 300))
+    assert starts.std() == pytest.approx(1 / np.sqrt(12), abs=0.03)
 
 
 BROKEN = (
@@ -336,17 +393,50 @@ def test_what_is_not_a_recording_is_named(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "form"), [("wav", "WAV"), ("wav", "WAVEX"), ("wav", "RF64"), ("aiff", "AIFF"), ("au", "AU")]
-)
+    ("suffix", "form"),
+    [
+        ("wav", "WAV"), ("wav", "WAVEX"), ("wav", "RF64"), ("aiff", "AIFF"), ("au", "AU"),
+        ("sph", "NIST"), ("voc", "VOC"),
+    ],
+)  # fmt: skip
 def test_a_file_cut_anywhere_is_truncated(tmp_path: Path, suffix: str, form: str) -> None:
     """These have no frames that a decoder would miss: libsndfile reads what is there as the whole."""
     path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, tone(8000), 8000, format=form)
     content = path.read_bytes()
     assert len(decode_audio(path, sample_rate=8000)) == 8000
-    for size in (len(content) - 2, len(content) // 2):
+    end = 1 if form == "VOC" else 0  # a last byte after the samples
+    for size in (len(content) - 2 - end, len(content) // 2):
         path.write_bytes(content[:size])
-        with pytest.raises(UserError, match=rf"clip.* is truncated: {size} of {len(content)} bytes"):
+        with pytest.raises(UserError, match=rf"clip.* is truncated: {size} of {len(content) - end} bytes"):
+            decode_audio(path, sample_rate=8000)
+
+
+@pytest.mark.parametrize(
+    ("riff", "data"),
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF),  # ffmpeg into a pipe
+        (0x7FFFF024, 0x7FFFF000),  # sox into a pipe
+        (0x80000023, 0x7FFFFFFF),
+        (16036, 0xFFFFFFFF),
+        (0, 16000),
+        (16044, 16000),  # the size of the file in place of what follows it: 8 too many
+    ],
+)
+def test_sizes_that_programs_leave_in_wav_headers_are_no_damage(tmp_path: Path, riff: int, data: int) -> None:
+    path = write(tmp_path / "clip.wav", tone(8000), 8000)
+    content = bytearray(path.read_bytes())
+    assert (len(content), content[36:40]) == (16044, b"data")
+    whole = decode_audio(path, sample_rate=8000)
+    content[4:8], content[40:44] = riff.to_bytes(4, "little"), data.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert torch.equal(decode_audio(path, sample_rate=8000), whole)
+    header = read_header(path)
+    assert header is not None
+    assert header.frames == 8000
+    if data == 16000:  # what the header knows is still missed
+        path.write_bytes(content[:-8])
+        with pytest.raises(UserError, match="is truncated: 16036 of 16044 bytes"):
             decode_audio(path, sample_rate=8000)
 
 

@@ -308,6 +308,26 @@ def test_a_broken_recording_is_named_and_the_others_stay(
         audio_cache.build(recordings, sample_rate=RATE, workers=workers)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_recordings_that_are_skipped_keep_no_other_from_the_cache(
+    recordings: list[Path], cache: Path, workers: int
+) -> None:
+    recordings[0].write_text("words")
+    soundfile.write(recordings[2], np.array([0.5, np.nan]), 8000, subtype="FLOAT")  # the header is in order
+    recordings[3].unlink()
+    for expected in (3, 0):  # at the second start all is there that can be
+        built = audio_cache.build(recordings, sample_rate=RATE, workers=workers, skip=True)
+        assert built.recordings == expected
+        assert whole([recordings[1], recordings[4], recordings[5]])
+        assert len(kept(cache)) == 3
+    assert leftovers(cache) == []
+    samples = [Sample(id=path.stem, audio=path) for path in recordings]
+    source = build_inputs(tiny_recipe("wave-mel", cache))["audio"]
+    assert source.prepare(samples, skip=True) == []
+    with pytest.raises(UserError, match=r"recording not found: .*3\.wav"):
+        source.prepare(samples)
+
+
 def test_without_a_place_training_is_refused_and_evaluation_goes_on(
     tiny_tones: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

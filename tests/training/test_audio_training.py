@@ -10,10 +10,13 @@ import soundfile
 import torch
 from tiny import tiny_recipe
 
+from mmvicreg.branches.log_mel import LogMelFrontend
 from mmvicreg.config import Recipe
 from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.errors import UserError
-from mmvicreg.runs import Run, open_run
+from mmvicreg.recipes import parse_recipe
+from mmvicreg.runs import RECIPE, Run, open_run
+from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mmvicreg.training.launch import Launch, train
 from mmvicreg.training.log import read_lines
 
@@ -98,3 +101,24 @@ def test_statistics_are_those_of_the_training_folds_and_travel_with_the_run(
     assert torch.equal(untrained.branch("mel").frontend.level, frontend.level)
     a, b = (dict(model.branch("mel").encoder.named_parameters()) for model in (trained, untrained))
     assert any(not torch.equal(a[name], b[name]) for name in a)  # and is untrained otherwise
+
+
+def test_a_checkpoint_holds_the_resolved_recipe_and_its_spectrogram_cannot_be_exchanged(
+    tmp_path: Path, tiny_tones: Path
+) -> None:
+    recipe = tiny_recipe("wave-mel", tiny_tones, "training.epochs=1")
+    out = train(Launch(recipe, tmp_path / "run", device="cpu", workers=0))
+    run = open_run(out)
+    saved = run.content["recipe"]
+    assert parse_recipe(saved, source="checkpoint") == run.recipe
+    assert set(saved["branches"]["mel"]["frontend"]) == {"name", *LogMelFrontend.Config.model_fields}
+    written = (out / RECIPE).read_text()
+    (out / RECIPE).write_text(written.replace("top_db: 80.0", "top_db: 60.0"))
+    with pytest.raises(
+        UserError, match=r"branches\.mel\.frontend\.top_db: 80\.0 -> 60\.0\): its recipe\.yaml or its"
+    ):
+        open_run(out).model(device="cpu")
+    content = load_checkpoint(list_checkpoints(run.checkpoints)[-1])
+    del content["recipe"]  # as earlier versions wrote them
+    save_checkpoint(run.checkpoints, content["position"]["step"], content, keep=1)
+    assert open_run(out).epochs_done == 1
