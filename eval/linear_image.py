@@ -70,13 +70,13 @@ def run(
     *,
     branch: str | None = None,
     quick: bool = False,
-    schedule: str = "imagenet",
+    schedule: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     smallest_crop: float | None = None,
-    seed: int = 0,
-    workers: int = 2,
+    seed: int | None = None,
+    workers: int | None = None,
     data_root: Path | None = None,
     dataset: str | None = None,
     split: str | None = None,
@@ -94,13 +94,13 @@ def run(
         run: an opened run with a checkpoint.
         branch: which branch; None: the first that reads pictures.
         quick: logistic regression on the features of centre crops.
-        schedule: ``imagenet`` (C.2), ``places205`` or ``inat18`` (C.3).
+        schedule: ``imagenet`` (C.2), ``places205`` or ``inat18`` (C.3); None: the data set's own, else ``imagenet``.
         epochs: another length; milestones move with it.
         batch_size: another batch, over all processes; the rate stays.
         lr: another learning rate.
         smallest_crop: another smallest part of a picture that a crop covers.
-        seed: of the order, the crops and the classifier's initial weights.
-        workers: processes that read pictures, for each process that trains.
+        seed: of the order, the crops and the classifier's initial weights; None: 0.
+        workers: processes that read pictures, for each process that trains; None: 2.
         data_root: where the data is; None: where it was in training.
         dataset: another data set with classes than the run's own, by name.
         split: what is tested on; None: ``test`` where there is one, else ``val``.
@@ -116,15 +116,25 @@ def run(
         ``variant`` (``whole`` or ``quick``), every number of the schedule, and what it was measured on.
 
     Raises:
-        UserError: no such branch, schedule, data set or split, no labels, a number out of range.
+        UserError: no such branch, schedule, data set or split, no labels, a number out of range, or an option that
+            does nothing with ``quick``.
     """
-    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "smallest_crop": smallest_crop}
-    if quick and (given := [name for name, value in changes.items() if value is not None]):
+    of_schedules = {
+        "schedule": schedule,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "smallest_crop": smallest_crop,
+        "seed": seed,
+        "workers": workers,
+    }
+    if quick and (given := [name for name, value in of_schedules.items() if value is not None]):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UserError(
             f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out"
         )
-    chosen = linear_schedule(schedule).changed(
+    data = dataset or run.recipe.dataset.name
+    chosen = linear_schedule(schedule or (data if data in LINEAR else "imagenet")).changed(
         epochs=epochs, batch_size=batch_size, head_lr=lr, smallest_crop=smallest_crop
     )
     settings = Settings(
@@ -132,7 +142,7 @@ def run(
         quick,
         chosen,
         baseline,
-        Reading(seed, workers, run.recipe.evaluation.batch_size),
+        Reading(seed or 0, 2 if workers is None else workers, run.recipe.evaluation.batch_size),
         DataOptions(data_root, dataset, split, train_split, on_bad_sample),
     )
     return on_processes(devices, device, _judge, run, settings)
@@ -250,6 +260,10 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         )
         if report["changed"]:
             notes.append(f"Not as published: {', '.join(report['changed'])}.")
+        if report["dataset"] in LINEAR and used["name"] != report["dataset"]:
+            notes.append(
+                f"Not as published for {report['dataset']}: --schedule {report['dataset']} is its own."
+            )
     show(
         f"{title}, {report['dataset']}: {report['classes']} classes, {report['train']:,} training pictures "
         f"('{report['train_split']}'), {report['test']:,} test pictures ('{report['split']}')",
