@@ -121,7 +121,9 @@ def show(
             f"{row['method']} (paper, Table {row['table']})", *(_cell(row.get(key)) for key in columns)
         )
     out.print(table)
-    out.print(f"Percent; run {report['run']} after epoch {report['epoch']}.", soft_wrap=True)
+    held = ", ".join(dict.fromkeys(report.get("weights", {}).values()))
+    at = f"with the weights {held} as they are" if held else f"after epoch {report['epoch']}"
+    out.print(f"Percent; run {report['run']} {at}.", soft_wrap=True)
     more = []
     if report.get("seen_in_pretraining"):
         more.append(f"Pretraining saw the pictures of '{report['split']}' (without their classes).")

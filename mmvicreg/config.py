@@ -259,7 +259,8 @@ class ScheduleConfig(Strict):
 class TrainingConfig(Strict):
     """Length, batch, arithmetic, and what is written how often."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=0)]
+    """0: a run of the weights that its encoders start from, as they are (see mmvicreg.training.imported)."""
     batch_size: Annotated[int, Field(ge=2)]
     """Global: over all processes."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None

@@ -82,11 +82,15 @@ def train(launch: Launch) -> Path:
 
 def _worker(launch: Launch) -> None:
     """One process's whole run; :class:`Stopped` when a signal ended it, after a checkpoint."""
+    from mmvicreg.training.imported import import_weights
     from mmvicreg.training.loop import Trainer
 
     world = join_world(launch.device)
     try:
         run = _together(world, lambda: _plan(launch, world.device))
+        if not run.recipe.training.epochs:
+            _together(world, lambda: import_weights(run, resume=launch.resume))
+            return
         trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
         if launch.resume:
             _together(world, lambda: _keep_recipe(run))
