@@ -113,7 +113,7 @@ class ImageNet(ImageFolder):
                 f"{len(others):,} validation pictures are of classes that train does not have, and not used"
             )
             self.notes = (*self.notes, note)
-        check_filled(listed, folder)
+        check_filled([folder / name for name, files in listed.items() if not files])
         return self._pictures(
             folder,
             {"": [f for files in listed.values() for f in files]},
