@@ -117,6 +117,25 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "n01440764_1.JPEG" in told
 
 
+def test_a_published_list_given_as_a_file_has_its_own_rates(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "simclr-few.txt"
+    listed.write_bytes(b"train0-1.png\ntrain1-3.png\ntrain2-0.png\n")
+    digest = hashlib.sha256(listed.read_bytes()).hexdigest()
+    first, second = subsets.LISTS.files
+    known = replace(subsets.LISTS, files=(replace(first, sha256=digest), second))
+    words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
+    found = []
+    for lists in (subsets.LISTS, known):
+        monkeypatch.setattr(subsets, "LISTS", lists)
+        assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
+        found.append(json.loads((run.path / "eval" / "finetune-list-simclr-few-val.json").read_text()))
+    rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
+    assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
+    assert "the 1 % published with SimCLR" in found[1]["chosen"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -190,11 +209,11 @@ def test_imagenets_published_lists_are_fetched_once_and_checked(
     monkeypatch.setattr(subsets, "LISTS", replace(published, files=files))
     downloader = Downloader(mirror=url, progress=False, retries=1)
     choice = subsets.choose_labels(_imagenet(), 1.0, downloader=downloader)
-    assert (choice.rows.tolist(), choice.published) == ([3, 9], True)
+    assert (choice.rows.tolist(), choice.published) == ([3, 9], 1.0)
     (folder / "10percent.txt").unlink()
     assert subsets.choose_labels(_imagenet(), 10.0, downloader=downloader).rows.tolist() == [3, 9]
     drawn = subsets.choose_labels(_imagenet(), 25.0, downloader=downloader)
-    assert (len(drawn.rows), drawn.published) == (3, False)
+    assert (len(drawn.rows), drawn.published) == (3, None)
 
     monkeypatch.setattr(subsets, "LISTS", published)  # what was served is not what is published
     with pytest.raises(UserError, match=r"--labels FILE"):
