@@ -50,6 +50,8 @@ def test_encoder_and_head_take_the_steps_of_a_loop_written_out(run: Run) -> None
     twin = copy.deepcopy(model.branch("image"))
     learner = Learner(model.branch("image"), 3, schedule, device=ALONE.device, seed=1)
     weight, bias = (p.detach().clone().requires_grad_() for p in learner.head.parameters())
+    before = {"head": weight.detach().clone()}
+    before |= {name: value.clone() for name, value in twin.encoder.state_dict().items()}
     train_classifiers(
         ALONE, [learner], model.inputs["image"], found, schedule, tops=(1,), reading=Reading(1, 0, 8)
     )
@@ -70,10 +72,12 @@ def test_encoder_and_head_take_the_steps_of_a_loop_written_out(run: Run) -> None
                 for (p, rate), buffer, gradient in zip(parameters, moving, gradients, strict=True):
                     buffer.mul_(0.9).add_(gradient)
                     p.sub_(rate * factor * buffer)
-    torch.testing.assert_close(learner.head.weight, weight, rtol=1e-3, atol=1e-4)
-    states = model.branch("image").encoder.state_dict(), twin.encoder.state_dict()
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-2, atol=1e-3, msg=name)
+    ours = {"head": learner.head.weight.detach(), **model.branch("image").encoder.state_dict()}
+    theirs = {"head": weight.detach(), **twin.encoder.state_dict()}
+    for name in ours:
+        # float32, and batches of nine in BatchNorm: how far rounding grows is the machine's, so it is a part of the way
+        way, apart = (float((x - theirs[name]).float().norm()) for x in (before[name], ours[name]))
+        assert apart <= 0.05 * way, name
 
 
 def test_only_the_result_is_written_into_the_run(
