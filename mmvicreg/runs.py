@@ -100,9 +100,14 @@ class Run:
         Raises:
             UserError: the disk is full or cannot be written.
         """
+        from mmvicreg.branches.init import names_weights
         from mmvicreg.training.checkpoint import save_data
 
-        names = [name for name, branch in self.recipe.branches.items() if branch.init is not None]
+        names = [
+            name
+            for name, branch in self.recipe.branches.items()
+            if branch.init is not None or names_weights(branch)
+        ]
         if not names:
             return
         encoders = {

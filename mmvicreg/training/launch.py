@@ -140,7 +140,7 @@ def _plan(launch: Launch, device: torch.device) -> Run:
             asked = _with_precision(asked, run.recipe.training.precision)
         free = ["dataset.root:", "dataset.on_bad_sample:"]  # neither changes a step that was taken
         free += [f"sources.{name}.{key}" for name in run.recipe.sources for key in free]
-        changed = [d for d in differences(run.recipe, asked) if not d.startswith(tuple(free))]
+        changed = [d for d in differences(settle(run.recipe), asked) if not d.startswith(tuple(free))]
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
