@@ -303,6 +303,9 @@ class TrainingConfig(Strict):
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """The newest so many; there is one an epoch."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Keep that of every so many epochs as well, for a curve (``mmvicreg eval curve``); null: the newest alone."""
 
 
 class MonitorConfig(Strict):

@@ -69,6 +69,8 @@ def test_a_file_of_weights_is_judged_and_exported_like_a_run(
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert all(torch.equal(again[key], value) for key, value in network.state_dict().items())
 
+    assert mmvicreg(monkeypatch, "eval", "curve", "run", "--data-root", root) == 2
+    assert "was not trained" in capsys.readouterr().err
     before = contents(run.path)
     assert mmvicreg(monkeypatch, "train", "--resume", "--out", "run") == 0
     assert "nothing is left to do" in capsys.readouterr().err
