@@ -11,11 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
+from mmvicreg.branches.model import build_inputs
 from mmvicreg.cli import main
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import dump_recipe, load_recipe, parse_recipe, recipe_path
 from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint
+from mmvicreg.training.setup import build_model
 
 
 def recipe(name: str, *settings: str) -> Recipe:
@@ -79,6 +81,28 @@ def test_the_rates_of_the_batch_size_study_are_in_the_recipe(batch: int, base: f
         again = parse_recipe(yaml.safe_load(dump_recipe(found)), source="dumped")
         assert (again, again.rate) == (found, found.rate)
         assert recipe(name, f"training.batch_size={batch}", "optimizer.base_lr=0.1").rate == 0.1 * batch / 256
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [("imagenet-dw", "resnet50"), ("imagenet-da", "resnet101"), ("imagenet-da-vit", "vit_small")],
+)
+def test_the_rows_of_table_5_are_the_100_epochs_with_two_branches(name: str, second: str) -> None:
+    found, shared = recipe(name), recipe("imagenet-100ep")
+    same = ("dataset", "inputs", "objective", "optimizer", "schedule", "training", "monitor", "evaluation")
+    assert all(getattr(found, part) == getattr(shared, part) for part in same)
+    a, b = found.branches.values()
+    assert a == shared.branches["image"]
+    assert (b.encoder["name"], b.view) == (second, 1)
+    assert b.model_copy(update={"encoder": a.encoder, "view": 0}) == a
+    assert [(edge.a, edge.b, edge.invariance) for edge in found.edges] == [("a", "b", 25)]
+    with torch.device("meta"):
+        model = build_model(found, build_inputs(found))
+    assert [model.branch(one).encoder.out_features for one in "ab"] == [
+        2048,
+        384 if "vit" in second else 2048,
+    ]
+    assert model.branch("a").encoder is not model.branch("b").encoder
 
 
 def test_cifar10_is_the_walk_through_s() -> None:
