@@ -253,7 +253,10 @@ class OptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps."""
+    """Linear warm-up, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps.
+
+    Step by step: :func:`mmvicreg.training.optim.rate_factor`.
+    """
 
     name: Literal["cosine", "step"] = "cosine"
     milestones: list[Annotated[float, Field(gt=0)]] = []
