@@ -24,6 +24,11 @@ WHOLE = {
 }
 """Data set -> its classes, training and test pictures as they were published, which the paper's rows are of."""
 
+LARGE = frozenset(
+    {"resnet50x2", "resnet50x4", "narrow_resnet50x2", "narrow_resnet50x4", "resnet200x2", "resnext101_32x16d"}
+)
+"""Encoders that the paper has in tables of their own (9 and 10), beside those of a ResNet-50 (1)."""
+
 
 def tops(classes: int) -> tuple[int, ...]:
     """Which top-k accuracies are reported: top-5 where it means something."""

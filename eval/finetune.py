@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmvicreg.config import BranchConfig
 from mmvicreg.eval.classification import (
+    LARGE,
     about,
     announce,
     is_whole,
@@ -170,7 +172,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         "changed": settings.schedule.differs(FINETUNE[settings.schedule.name]),
         "optimizer": "SGD",
         "seed": settings.reading.seed,
-        "published": _published(whole, choice),
+        "published": _published(whole, choice, run.recipe.branches[settings.branch]),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
@@ -182,10 +184,13 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     return report
 
 
-def _published(whole: Labelled, choice: Choice) -> list[Report]:
+def _published(whole: Labelled, choice: Choice, branch: BranchConfig) -> list[Report]:
     if choice.published is None or not is_whole(whole):
         return []
-    return published_rows(1, {f"top{top}": f"top-{top}, {choice.published:g} % of labels" for top in (1, 5)})
+    table = 10 if branch.encoder["name"] in LARGE else 1
+    return published_rows(
+        table, {f"top{top}": f"top-{top}, {choice.published:g} % of labels" for top in (1, 5)}
+    )
 
 
 def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:

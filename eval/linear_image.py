@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmvicreg.config import BranchConfig
 from mmvicreg.errors import UserError
 from mmvicreg.eval import logistic
 from mmvicreg.eval.classification import (
+    LARGE,
     about,
     announce,
     is_whole,
@@ -160,7 +162,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **{f"untrained_{name}": value for name, value in results.get("untrained", {}).items()},
         "variant": "quick" if settings.quick else "whole",
         **_method(settings),
-        "published": [] if settings.quick else _published(found),
+        "published": [] if settings.quick else _published(found, run.recipe.branches[settings.branch]),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
@@ -228,11 +230,13 @@ def _method(settings: Settings) -> Report:
     }
 
 
-def _published(found: Labelled) -> list[Report]:
-    """Rows of the paper on the same pictures."""
+def _published(found: Labelled, branch: BranchConfig) -> list[Report]:
+    """Rows of the paper on the same pictures, and of its larger encoders for one of them."""
     if not is_whole(found):
         return []
     if found.data.name == "imagenet":
+        if branch.encoder["name"] in LARGE:
+            return published_rows(9, {"top1": "top-1", "top5": "top-5"})
         return published_rows(1, {"top1": "linear top-1", "top5": "linear top-5"})
     return published_rows(2, {"top1": _TRANSFER[found.data.name]})
 

@@ -15,11 +15,12 @@ from picture_runs import contents, mmvicreg, picture_run, write_pictures
 from PIL import Image
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import linear_image
+from mmvicreg.eval import finetune, linear_image
 from mmvicreg.eval.classification import is_whole, published_rows
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import FINETUNE, LINEAR, Schedule, linear_schedule
+from mmvicreg.eval.subsets import Choice
 from mmvicreg.inputs.image import ImageInput
 from mmvicreg.runs import Run
 from mmvicreg.training.addressing import epoch_order, view_rng
@@ -239,6 +240,7 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
     assert "VICReg" in few
     assert "MoCo" not in few  # it has no such number
     assert not is_whole(labelled_data(run, DataOptions()))
+    branch = run.recipe.branches["image"]
 
     class Whole:
         name, classes = "imagenet", tuple(map(str, range(1000)))
@@ -247,10 +249,16 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
     empty = np.zeros(0, np.int64)
     whole = Labelled(Whole(), True, "train", "val", train, empty, test, empty)  # type: ignore[arg-type]
     assert is_whole(whole)
-    assert {row["method"] for row in linear_image._published(whole)} >= {"VICReg", "Supervised"}
+    assert {row["method"] for row in linear_image._published(whole, branch)} >= {"VICReg", "Supervised"}
+    wide = branch.model_copy(update={"encoder": {"name": "resnet50x2"}})
+    (x2,) = (row for row in linear_image._published(whole, wide) if row["method"] == "VICReg R50 (x2)")
+    assert (x2["table"], x2["top1"], x2["top5"]) == (9, 75.5, 92.1)
+    few_labels = finetune._published(whole, Choice(empty, "", 1.0), wide)
+    assert {row["method"]: row["top1"] for row in few_labels}["VICReg R200 (x2)"] == 68.8  # Table 10
+    assert finetune._published(whole, Choice(empty, ""), wide) == []
     part = Labelled(Whole(), True, "train", "val", range(9), empty, test, empty)  # type: ignore[arg-type]
     assert not is_whole(part)
-    assert linear_image._published(part) == []
+    assert linear_image._published(part, branch) == []
 
     for name, (classes, trained, tested), vicreg in (
         ("places205", (205, 2_448_873, 20_500), 54.3),
@@ -262,5 +270,5 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
 
         Other.name, Other.classes = name, tuple(map(str, range(classes)))  # type: ignore[attr-defined]
         other = Labelled(Other(), False, "train", "val", range(trained), empty, range(tested), empty)  # type: ignore[arg-type]
-        found = {row["method"]: row for row in linear_image._published(other)}
+        found = {row["method"]: row for row in linear_image._published(other, branch)}
         assert (found["VICReg"]["top1"], found["VICReg"]["table"]) == (vicreg, 2)  # Table 2 of the paper
