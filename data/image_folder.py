@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
-from mmvicreg.data.pictures import SUFFIXES, Pictures, list_pictures, loose_pictures, subfolders
+from mmvicreg.data.pictures import (
+    SUFFIXES,
+    Pictures,
+    holds_picture,
+    list_pictures,
+    loose_pictures,
+    subfolders,
+)
 from mmvicreg.data.reader import Reader, looks_like, not_here, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
@@ -70,6 +77,9 @@ class ImageFolder(Reader):
         labelled = {split: names for split, names in found.items() if names}
         _check_same(labelled, self._folders)
         self.classes = tuple(next(iter(labelled.values()), ()))
+        # of every split, whichever is asked for: who trains on one would learn of the other after the training
+        places = [self._folders[split] / name for split, names in labelled.items() for name in names]
+        check_filled([place for place in places if not holds_picture(place)])
         self._flat = frozenset(found) - frozenset(labelled)
         self._holds_out = False
 
@@ -124,7 +134,6 @@ class ImageFolder(Reader):
         for name in self.classes:
             listed[name], rest = list_pictures(folder / name)
             others += rest
-        check_filled(listed, folder)
         if others:
             self.notes = (*self.notes, f"{others:,} files in {folder} are no pictures by their names")
         if self._holds_out:
@@ -194,12 +203,11 @@ def _check_same(found: dict[str, list[str]], folders: dict[str, Path]) -> None:
             )
 
 
-def check_filled(listed: dict[str, list[str]], folder: Path) -> None:
+def check_filled(empty: Sequence[Path]) -> None:
     """Refuse class folders without pictures."""
-    empty = [str(folder / name) for name, files in listed.items() if not files]
     if empty:
         folders = "class folder holds" if len(empty) == 1 else f"{len(empty):,} class folders hold"
         raise UserError(
-            f"{'a ' if len(empty) == 1 else ''}{folders} no pictures: {shorten(empty)}. Fill or remove "
-            f"{'it' if len(empty) == 1 else 'them'}, in every split; pictures end in {', '.join(SUFFIXES)}"
+            f"{'a ' if len(empty) == 1 else ''}{folders} no pictures: {shorten(list(map(str, empty)))}. Fill or "
+            f"remove {'it' if len(empty) == 1 else 'them'}, in every split; pictures end in {', '.join(SUFFIXES)}"
         )

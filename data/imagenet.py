@@ -75,6 +75,9 @@ class ImageNet(ImageFolder):
         self._use_classes(found)
         if self._truth is not None and not self.classes:
             self.classes = tuple(sorted(set(self._truth.values())))
+        if self._truth is not None:
+            there = {self._truth.get(_stem(file)) for file in list_pictures(self._folders["val"])[0]}
+            check_filled([self._folders["val"] / name for name in self.classes if name not in there])
         if len(self.classes) != 1000:
             self.notes = (*self.notes, f"{len(self.classes):,} of ImageNet's 1 000 classes")
         return tuple(self._folders)
@@ -113,7 +116,6 @@ class ImageNet(ImageFolder):
                 f"{len(others):,} validation pictures are of classes that train does not have, and not used"
             )
             self.notes = (*self.notes, note)
-        check_filled(listed, folder)
         return self._pictures(
             folder,
             {"": [f for files in listed.values() for f in files]},

@@ -81,6 +81,21 @@ def list_pictures(folder: Path) -> tuple[list[str], int]:
     """
     found: list[str] = []
     others = 0
+    for name in _files(folder):
+        if is_picture(name):
+            found.append(name)
+        else:
+            others += 1
+    return sorted(found), others
+
+
+def holds_picture(folder: Path) -> bool:
+    """Whether there is a picture in a folder or in those inside it; listing ends at the first."""
+    return any(is_picture(name) for name in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The files of a folder and of those inside it, relative to it, in no order."""
     waiting = [""]
     while waiting:
         inside = waiting.pop()
@@ -91,13 +106,10 @@ def list_pictures(folder: Path) -> tuple[list[str], int]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{inside}{entry.name}/")
-                    elif is_picture(entry.name):
-                        found.append(inside + entry.name)
                     else:
-                        others += 1
+                        yield inside + entry.name
         except OSError as error:
             raise UserError(f"cannot list {folder / inside}: {error.strerror}") from error
-    return sorted(found), others
 
 
 def is_picture(name: str) -> bool:

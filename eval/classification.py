@@ -25,6 +25,11 @@ WHOLE = {
 }
 """Data set -> its classes, training and test pictures as they were published, which the paper's rows are of."""
 
+LARGE = frozenset(
+    {"resnet50x2", "resnet50x4", "narrow_resnet50x2", "narrow_resnet50x4", "resnet200x2", "resnext101_32x16d"}
+)
+"""Encoders that the paper has in tables of their own (9 and 10), beside those of a ResNet-50 (1)."""
+
 
 def tops(classes: int) -> tuple[int, ...]:
     """Which top-k accuracies are reported: top-5 where it means something."""
@@ -122,7 +127,9 @@ def show(
             f"{row['method']} (paper, Table {row['table']})", *(_cell(row.get(key)) for key in columns)
         )
     print_table(table)
-    out.print(f"Percent; run {report['run']} after epoch {report['epoch']}.", soft_wrap=True)
+    held = ", ".join(dict.fromkeys(report.get("weights", {}).values()))
+    at = f"with the weights {held} as they are" if held else f"after epoch {report['epoch']}"
+    out.print(f"Percent; run {report['run']} {at}.", soft_wrap=True)
     more = []
     if report.get("seen_in_pretraining"):
         more.append(f"Pretraining saw the pictures of '{report['split']}' (without their classes).")

@@ -1,8 +1,8 @@
 """How a branch gets better while it is trained: the quick protocols at every checkpoint that a run has kept.
 
-A run keeps as many checkpoints, one an epoch, as ``training.keep_checkpoints`` says. At each of them, and before the
-first step, the branch is judged by its nearest neighbours and by the quick linear probe. The curve stands in the
-run folder and in TensorBoard, beside what training wrote there.
+A run keeps the newest checkpoints, one an epoch (``training.keep_checkpoints``), and that of every k-th epoch besides
+(``training.keep_every``). At each of them, and before the first step, the branch is judged by its nearest neighbours
+and by the quick linear probe. The curve stands in the run folder and in TensorBoard, beside what training wrote there.
 """
 
 from __future__ import annotations
@@ -58,8 +58,13 @@ def run(
         percent, the first of them before training; ``chance``; and what it was measured on.
 
     Raises:
-        UserError: no checkpoint, no such branch, data set or split, no labels, too many neighbours.
+        UserError: no checkpoint, a run that was not trained, no such branch, data set or split, no labels, too many
+            neighbours.
     """
+    if run.weights:
+        raise UserError(
+            f"{run.path} holds weights as they are, and was not trained: eval knn and eval linear judge it"
+        )
     check_votes(k, temperature=knn.TEMPERATURE, weighting="exp")
     where = DataOptions(data_root, dataset, split, train_split, on_bad_sample)
     votes = knn.Settings(
@@ -120,7 +125,7 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
             report,
             [
                 "Top-1. The probe is the quick variant, on centre crops; epoch 0 is before training. The run kept "
-                f"{len(kept)} checkpoints (training.keep_checkpoints {run.recipe.training.keep_checkpoints}).",
+                f"{len(kept)} checkpoints (training.keep_every: K keeps every K-th).",
                 f"As curves: tensorboard --logdir {run.path / 'tensorboard'}",
             ],
             written,

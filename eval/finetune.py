@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmvicreg.config import BranchConfig
 from mmvicreg.eval.classification import (
+    LARGE,
     about,
     announce,
     is_whole,
@@ -26,7 +28,7 @@ from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled
 from mmvicreg.eval.output import Report, command_line, write_report
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
-from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels
+from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels, published_share
 from mmvicreg.runs import Run
 from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
@@ -114,7 +116,8 @@ def run(
         UserError: no such branch, data set or split, no labels, a subset that is not there, a number out of range.
     """
     share = parse_labels(labels)
-    name = f"{share:g}%" if isinstance(share, float) else "other"
+    percent = share if isinstance(share, float) else published_share(share)
+    name = "other" if percent is None else f"{percent:g}%"
     schedule = FINETUNE.get(name, FINETUNE["other"]).changed(
         epochs=epochs,
         batch_size=batch_size,
@@ -169,7 +172,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         "changed": settings.schedule.differs(FINETUNE[settings.schedule.name]),
         "optimizer": "SGD",
         "seed": settings.reading.seed,
-        "published": _published(whole, choice, share),
+        "published": _published(whole, choice, run.recipe.branches[settings.branch]),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
@@ -181,10 +184,13 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     return report
 
 
-def _published(whole: Labelled, choice: Choice, share: float | Path) -> list[Report]:
-    if not (choice.published and is_whole(whole)):
+def _published(whole: Labelled, choice: Choice, branch: BranchConfig) -> list[Report]:
+    if choice.published is None or not is_whole(whole):
         return []
-    return published_rows(1, {f"top{top}": f"top-{top}, {share:g} % of labels" for top in (1, 5)})
+    table = 10 if branch.encoder["name"] in LARGE else 1
+    return published_rows(
+        table, {f"top{top}": f"top-{top}, {choice.published:g} % of labels" for top in (1, 5)}
+    )
 
 
 def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmvicreg.config import BranchConfig
 from mmvicreg.errors import UserError
 from mmvicreg.eval import logistic
 from mmvicreg.eval.classification import (
+    LARGE,
     about,
     announce,
     is_whole,
@@ -70,13 +72,13 @@ def run(
     *,
     branch: str | None = None,
     quick: bool = False,
-    schedule: str = "imagenet",
+    schedule: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
     smallest_crop: float | None = None,
-    seed: int = 0,
-    workers: int = 2,
+    seed: int | None = None,
+    workers: int | None = None,
     data_root: Path | None = None,
     dataset: str | None = None,
     split: str | None = None,
@@ -94,13 +96,13 @@ def run(
         run: an opened run with a checkpoint.
         branch: which branch; None: the first that reads pictures.
         quick: logistic regression on the features of centre crops.
-        schedule: ``imagenet`` (C.2), ``places205`` or ``inat18`` (C.3).
+        schedule: ``imagenet`` (C.2), ``places205`` or ``inat18`` (C.3); None: the data set's own, else ``imagenet``.
         epochs: another length; milestones move with it.
         batch_size: another batch, over all processes; the rate stays.
         lr: another learning rate.
         smallest_crop: another smallest part of a picture that a crop covers.
-        seed: of the order, the crops and the classifier's initial weights.
-        workers: processes that read pictures, for each process that trains.
+        seed: of the order, the crops and the classifier's initial weights; None: 0.
+        workers: processes that read pictures, for each process that trains; None: 2.
         data_root: where the data is; None: where it was in training.
         dataset: another data set with classes than the run's own, by name.
         split: what is tested on; None: ``test`` where there is one, else ``val``.
@@ -116,15 +118,25 @@ def run(
         ``variant`` (``whole`` or ``quick``), every number of the schedule, and what it was measured on.
 
     Raises:
-        UserError: no such branch, schedule, data set or split, no labels, a number out of range.
+        UserError: no such branch, schedule, data set or split, no labels, a number out of range, or an option that
+            does nothing with ``quick``.
     """
-    changes = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "smallest_crop": smallest_crop}
-    if quick and (given := [name for name, value in changes.items() if value is not None]):
+    of_schedules = {
+        "schedule": schedule,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "smallest_crop": smallest_crop,
+        "seed": seed,
+        "workers": workers,
+    }
+    if quick and (given := [name for name, value in of_schedules.items() if value is not None]):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UserError(
             f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out"
         )
-    chosen = linear_schedule(schedule).changed(
+    data = dataset or run.recipe.dataset.name
+    chosen = linear_schedule(schedule or (data if data in LINEAR else "imagenet")).changed(
         epochs=epochs, batch_size=batch_size, head_lr=lr, smallest_crop=smallest_crop
     )
     settings = Settings(
@@ -132,7 +144,7 @@ def run(
         quick,
         chosen,
         baseline,
-        Reading(seed, workers, run.recipe.evaluation.batch_size),
+        Reading(seed or 0, 2 if workers is None else workers, run.recipe.evaluation.batch_size),
         DataOptions(data_root, dataset, split, train_split, on_bad_sample),
     )
     return on_processes(devices, device, _judge, run, settings)
@@ -150,7 +162,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **{f"untrained_{name}": value for name, value in results.get("untrained", {}).items()},
         "variant": "quick" if settings.quick else "whole",
         **_method(settings),
-        "published": [] if settings.quick else _published(found),
+        "published": [] if settings.quick else _published(found, run.recipe.branches[settings.branch]),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
@@ -218,11 +230,13 @@ def _method(settings: Settings) -> Report:
     }
 
 
-def _published(found: Labelled) -> list[Report]:
-    """Rows of the paper on the same pictures."""
+def _published(found: Labelled, branch: BranchConfig) -> list[Report]:
+    """Rows of the paper on the same pictures, and of its larger encoders for one of them."""
     if not is_whole(found):
         return []
     if found.data.name == "imagenet":
+        if branch.encoder["name"] in LARGE:
+            return published_rows(9, {"top1": "top-1", "top5": "top-5"})
         return published_rows(1, {"top1": "linear top-1", "top5": "linear top-5"})
     return published_rows(2, {"top1": _TRANSFER[found.data.name]})
 
@@ -250,6 +264,10 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         )
         if report["changed"]:
             notes.append(f"Not as published: {', '.join(report['changed'])}.")
+        if report["dataset"] in LINEAR and used["name"] != report["dataset"]:
+            notes.append(
+                f"Not as published for {report['dataset']}: --schedule {report['dataset']} is its own."
+            )
     show(
         f"{title}, {report['dataset']}: {report['classes']} classes, {report['train']:,} training pictures "
         f"('{report['train_split']}'), {report['test']:,} test pictures ('{report['split']}')",

@@ -62,8 +62,9 @@ def origin(run: Run, command: str) -> Report:
     return {
         "run": str(run.path),
         "pair": run.recipe.pair,
-        "method": run.recipe.objective["name"],
+        "method": "none" if run.weights else run.recipe.objective["name"],
         "epoch": run.epochs_done,
+        **({"weights": run.weights} if run.weights else {}),
         "command": command,
         "mmvicreg": mmvicreg.__version__,
     }

@@ -7,6 +7,7 @@ of the larger one. Or a user's own list of files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -56,12 +57,12 @@ class Choice:
     Attributes:
         rows: positions among the training samples, in their order.
         words: how they were chosen, for people.
-        published: they are the ones the paper used.
+        published: which of the published lists they are, percent; None: none of them.
     """
 
     rows: Integers
     words: str
-    published: bool
+    published: float | None = None
 
 
 def parse_labels(text: str) -> float | Path:
@@ -97,16 +98,33 @@ def choose_labels(found: Labelled, labels: float | Path, *, downloader: Download
         UserError: a list that cannot be fetched or read, or that names files that are not there.
     """
     if isinstance(labels, Path):
-        return Choice(rows_of(found.train, labels), f"those listed in {labels}", False)
+        share = published_share(labels)
+        words = f"those listed in {labels}" + (f", the {share:g} % published with SimCLR" if share else "")
+        return Choice(rows_of(found.train, labels), words, share)
     if labels == 100:
-        return Choice(np.arange(len(found.train)), "all", False)
+        return Choice(np.arange(len(found.train)), "all")
     if found.data.name == "imagenet" and labels in _PUBLISHED:
         path = _fetch(_PUBLISHED[labels], downloader or Downloader())
         words = f"the {labels:g} % published with SimCLR ({path})"
-        return Choice(rows_of(found.train, path), words, True)
+        return Choice(rows_of(found.train, path), words, labels)
     ids = [sample.id for sample in found.train]
     rows = balanced_rows(ids, found.train_labels, percent=labels)
-    return Choice(rows, f"{labels:g} % of each class, drawn by this program", False)
+    return Choice(rows, f"{labels:g} % of each class, drawn by this program")
+
+
+def published_share(path: Path) -> float | None:
+    """Which of the published lists a file is, to the byte, as a percentage; None where it is another.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
+    names = [file.path for file in LISTS.files if file.sha256 == digest]
+    return next((share for share, name in _PUBLISHED.items() if name in names), None)
 
 
 def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> Integers:

@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mmvicreg import registry
 from mmvicreg.errors import UserError
@@ -181,14 +190,23 @@ class SourceConfig(Strict):
     """Coefficients that branches have on its batches in place of their own."""
 
 
+Rate = Annotated[float, Field(gt=0)]
+BaseRate = Annotated[
+    Annotated[Rate, Tag("number")]
+    | Annotated[dict[Annotated[int, Field(ge=2)] | Literal["other"], Rate], Tag("by batch")],
+    Discriminator(lambda value: "by batch" if isinstance(value, Mapping) else "number"),
+]
+
+
 class OptimizerConfig(Strict):
     """How gradients become steps. Biases and normalisation (ndim 1) are never decayed."""
 
     name: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0)] | None = None
     """Highest learning rate, whatever the batch."""
-    base_lr: Annotated[float, Field(gt=0)] | None = None
-    """In its place, the rate at a batch of 256: lr = base_lr * batch_size / 256 (section 4.2)."""
+    base_lr: BaseRate | None = None
+    """In its place, the rate at a batch of 256: lr = base_lr * batch_size / 256 (section 4.2). Or one for each batch
+    size, ``{256: 0.5, 512: 0.4, other: 0.3}`` (C.4)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """``adamw``: taken from the weights; the others add it to the gradient."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -222,11 +240,23 @@ class OptimizerConfig(Strict):
 
     def rate(self, batch_size: int) -> float:
         """The highest learning rate, for a global batch of this many samples."""
-        return self.lr if self.lr is not None else (self.base_lr or 0.0) * batch_size / 256
+        if self.lr is not None:
+            return self.lr
+        base = self.base_lr
+        if isinstance(base, dict):
+            base = base.get(batch_size, base.get("other"))
+        if base is None:
+            raise ValueError(
+                f"base_lr has no rate for a batch of {batch_size}: add it, or one for 'other' batches"
+            )
+        return base * batch_size / 256
 
 
 class ScheduleConfig(Strict):
-    """Linear warm-up from zero, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps."""
+    """Linear warm-up, then a cosine down to ``final_lr_factor`` times the rate or ``final_lr``, or steps.
+
+    Step by step: :func:`mmvicreg.training.optim.rate_factor`.
+    """
 
     name: Literal["cosine", "step"] = "cosine"
     milestones: list[Annotated[float, Field(gt=0)]] = []
@@ -259,7 +289,8 @@ class ScheduleConfig(Strict):
 class TrainingConfig(Strict):
     """Length, batch, arithmetic, and what is written how often."""
 
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=0)]
+    """0: a run of the weights that its encoders start from, as they are (see mmvicreg.training.imported)."""
     batch_size: Annotated[int, Field(ge=2)]
     """Global: over all processes."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
@@ -277,6 +308,9 @@ class TrainingConfig(Strict):
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between measurements of the embeddings (one line of metrics.jsonl each)."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """The newest so many; there is one an epoch."""
+    keep_every: Annotated[int, Field(ge=1)] | None = None
+    """Keep that of every so many epochs as well, for a curve (``mmvicreg eval curve``); null: the newest alone."""
 
 
 class MonitorConfig(Strict):

@@ -51,6 +51,17 @@ class Run:
         """Whole epochs behind the checkpoint."""
         return int(self.content["position"]["epoch"])
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """Branch -> where its encoder's weights are from, in a run that was not trained (no epochs); else nothing."""
+        if self.recipe.training.epochs:
+            return {}
+        found = {
+            name: branch.init.source if branch.init is not None else branch.encoder.get("weights", "none")
+            for name, branch in self.recipe.branches.items()
+        }
+        return {name: source for name, source in found.items() if source != "none"}
+
     @cached_property
     def content(self) -> dict[str, Any]:
         """The checkpoint, read once.
@@ -110,9 +121,14 @@ class Run:
         Raises:
             UserError: the disk is full or cannot be written.
         """
+        from mmvicreg.branches.init import names_weights
         from mmvicreg.training.checkpoint import save_data
 
-        names = [name for name, branch in self.recipe.branches.items() if branch.init is not None]
+        names = [
+            name
+            for name, branch in self.recipe.branches.items()
+            if branch.init is not None or names_weights(branch)
+        ]
         if not names:
             return
         encoders = {
@@ -131,7 +147,8 @@ class Run:
         """The model in evaluation mode: trained (its checkpoint), or as it was before its first step.
 
         Args:
-            untrained: the run's own initial weights instead (the seed addresses them).
+            untrained: the run's own initial weights instead (the seed addresses them); where nothing was trained,
+                random ones in the place of those it holds.
             device: where to put it; null: a GPU where there is one.
         """
         from mmvicreg.branches.weights import load_strictly
@@ -140,8 +157,9 @@ class Run:
 
         content = self.content
         inputs = restore_inputs(self.recipe, content["inputs"])
-        initial = self.initial if untrained else None
-        model = build_model(self.recipe, inputs, pretrained=untrained, initial=initial)
+        pretrained = untrained and not self.weights
+        initial = self.initial if pretrained else None
+        model = build_model(self.recipe, inputs, pretrained=pretrained, initial=initial)
         if untrained:  # what frontends measured is no weight, and without it they do not work
             measured = {key: value for key, value in content["model"].items() if ".frontend." in key}
             model.load_state_dict(measured, strict=False)

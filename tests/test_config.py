@@ -240,7 +240,7 @@ def test_plain_accumulation_is_refused_with_the_reason_and_the_way_out(key: str)
     ("setting", "key"),
     [
         ("training.epochs=five", "training.epochs"),
-        ("training.epochs=0", "training.epochs"),
+        ("training.epochs=-1", "training.epochs"),
         ("training.epochs=", "training.epochs"),
         ("training.batch_size=1", "training.batch_size"),
         ("training.batch_size=16.5", "training.batch_size"),

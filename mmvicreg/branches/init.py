@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvicreg.branches.weights import load_strictly, read_weights
-from mmvicreg.config import BranchConfig, InitConfig, Recipe, SeenConfig
+from mmvicreg.config import BranchConfig, DatasetConfig, InitConfig, Recipe, SeenConfig
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.registry import nearest
@@ -156,16 +156,35 @@ def _check_encoder(found: Source, config: BranchConfig, key: str) -> None:
 
 
 def settle(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths in every ``init``; nothing is read."""
+    """The recipe with absolute paths of its data and weights, so that it means the same anywhere; nothing is read."""
 
-    def absolute(init: InitConfig) -> InitConfig:
-        if "://" in init.source:
-            return init
-        return init.model_copy(update={"source": str(Path(init.source).expanduser().resolve())})
+    def absolute(place: str) -> str:
+        return place if "://" in place else str(Path(place).expanduser().resolve())
 
-    return _with_inits(
-        recipe, {name: absolute(b.init) for name, b in recipe.branches.items() if b.init is not None}
+    def data(config: DatasetConfig) -> DatasetConfig:
+        return config if config.root is None else config.model_copy(update={"root": absolute(config.root)})
+
+    def branch(config: BranchConfig) -> BranchConfig:
+        update: dict[str, Any] = {}
+        if config.init is not None:
+            update["init"] = config.init.model_copy(update={"source": absolute(config.init.source)})
+        if names_weights(config) and Path(config.encoder["weights"]).expanduser().exists():
+            update["encoder"] = {**config.encoder, "weights": absolute(config.encoder["weights"])}
+        return config.model_copy(update=update)
+
+    sources = {
+        name: source.model_copy(update={"dataset": data(source.dataset)})
+        for name, source in recipe.sources.items()
+    }
+    branches = {name: branch(config) for name, config in recipe.branches.items()}
+    return recipe.model_copy(
+        update={"dataset": data(recipe.dataset), "sources": sources, "branches": branches}
     )
+
+
+def names_weights(config: BranchConfig) -> bool:
+    """Whether the encoder's own ``weights`` are a path or a URL, which may come to mean something else."""
+    return config.encoder.get("weights", "none") not in ("none", "imagenet")
 
 
 def pin(recipe: Recipe) -> Recipe:

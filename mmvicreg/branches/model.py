@@ -109,7 +109,7 @@ class Branch(nn.Module):
         encoder = registry.ENCODERS.load(config.encoder["name"])
         self.config = config
         self.frontend = frontend(_options(frontend, config.frontend), spec)
-        own = pretrained and config.init is None
+        own = pretrained and config.init is None and initial is None
         self.encoder = encoder(_options(encoder, config.encoder), self.frontend.spec, pretrained=own)
         if pretrained and initial is not None:
             load_strictly(

@@ -21,11 +21,9 @@ from mmvicreg.cli.evaluate_options import (
     OnBadSample,
     RunArgument,
     Runs,
-    Seed,
     SmallestCrop,
     Split,
     TrainSplit,
-    Workers,
     check_dataset,
     newest,
     refuse,
@@ -105,13 +103,26 @@ def linear(
     quick: Annotated[
         bool, typer.Option("--quick", help="Pictures: logistic regression on centre crops, encoded once.")
     ] = False,
-    schedule: Annotated[str | None, typer.Option(help="Pictures: imagenet, places205 or inat18.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures: imagenet, places205 or inat18. Default: the data set's own, else imagenet."
+        ),
+    ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Lr = None,
     smallest_crop: SmallestCrop = None,
-    seed: Seed = 0,
-    workers: Workers = 2,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Pictures: of the order, the crops and the classifier's initial weights. Default: 0."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Pictures: processes that read them, for each that trains. Default: 2."),
+    ] = None,
     branch: Branch = None,
     split: Split = None,
     train_split: TrainSplit = None,
@@ -150,6 +161,8 @@ def linear(
         "batch_size": batch_size,
         "lr": lr,
         "smallest_crop": smallest_crop,
+        "seed": seed,
+        "workers": workers,
         "branch": branch,
         "split": split,
         "train_split": train_split,
@@ -159,14 +172,11 @@ def linear(
         refuse("--fold", fold is not None, "is for recordings; name another --split instead")
         refuse("--compare", bool(compare), "is for recordings")
         refuse("--supervised", supervised, "is for recordings")
-        refuse("--schedule", quick and schedule is not None, "and --quick are two ways to judge; choose one")
         judge = registry.PROTOCOLS.load("linear-image")
         judge(
             open_run(run),
             **given,
             quick=quick,
-            seed=seed,
-            workers=workers,
             baseline=baseline,
             on_bad_sample=skip_or_not,
             data_root=data_root,

@@ -178,7 +178,7 @@ def curve(
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Neighbours and the quick probe at every checkpoint a run has kept (training.keep_checkpoints)."""
+    """Neighbours and the quick probe at every checkpoint a run has kept (training.keep_every)."""
     from mmvicreg import registry
     from mmvicreg.runs import open_run
     from mmvicreg.skipped import check_on_bad_sample

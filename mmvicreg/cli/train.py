@@ -41,7 +41,10 @@ def train(
             help="Data in folds: the fold held out (1, 2, ...), 'all' for a run per fold, or 'none'.",
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training data; 0 makes a run of --init's weights as they are."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples per step over all processes.")] = None,
     micro_batch: Annotated[
         int | None,

@@ -112,16 +112,21 @@ def safetensors_file(subject: Subject, path: Path) -> Loading:
 
 
 def transformers_folder(subject: Subject, path: Path) -> Loading:
-    """A folder of the transformers library: a residual network, or the text model with its tokenizer."""
+    """A folder of the transformers library: a residual network, a ViT, or the text model with its tokenizer."""
     encoder = subject.branch.encoder
     if isinstance(encoder, TransformersText):
         lines, inputs = hugging.write_text(subject, encoder, path)
     elif isinstance(encoder, ResNet) and hugging.fits(subject.encoder, encoder):
         lines, inputs = hugging.write_resnet(subject, encoder, encoder_state(subject), path), subject.inputs
+    elif isinstance(encoder, ViTSmall):
+        lines, inputs = hugging.write_vit(subject, encoder, encoder_state(subject), path), subject.inputs
     else:
-        raise _refused(
-            subject, "transformers", "transformers has no model of it", ["safetensors", "pt2", "onnx"]
+        why = (
+            "transformers' ResNet has no small_stem: it begins with a 7 x 7 convolution and pooling"
+            if subject.encoder in hugging.DEPTHS
+            else "transformers has no model of it"
         )
+        raise _refused(subject, "transformers", why, ["safetensors", "pt2", "onnx"])
     return Loading(lines, inputs, tolerance=1e-5)
 
 

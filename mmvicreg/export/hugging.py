@@ -1,4 +1,4 @@
-"""Folders that the transformers library loads: its ResNet, and the text model a branch was made of."""
+"""Folders that the transformers library loads: its ResNet and ViT, and the text model a branch was made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from mmvicreg.branches.frontends import ImageFrontend
 from mmvicreg.branches.resnet import ResNet
 from mmvicreg.branches.transformers_text import TransformersText
+from mmvicreg.branches.vit import ViTSmall
 from mmvicreg.export.subject import Subject
+from mmvicreg.export.transformer import transformers_names
 from mmvicreg.inputs.image import ImageInput
 
 DEPTHS = {
@@ -62,13 +64,44 @@ def write_resnet(
     model = ResNetModel(config)
     model.load_state_dict({_resnet_name(key): value for key, value in state.items()})
     _save(model, path)
-    if isinstance(subject.source, ImageInput) and isinstance(subject.branch.frontend, ImageFrontend):
-        _write_processor(subject, subject.source, path)
+    _write_processor(subject, path)
     return (
         "import transformers",
         "network = transformers.AutoModel.from_pretrained(FILE).eval()",
         "def model(x):",
         "    return network(pixel_values=x).pooler_output.flatten(1)",
+    )
+
+
+def write_vit(
+    subject: Subject, encoder: ViTSmall, state: Mapping[str, Tensor], path: Path
+) -> tuple[str, ...]:
+    """Write a vision transformer (and, for pictures, its processor); the lines that read it back."""
+    from safetensors.torch import save_file
+    from transformers import ViTConfig
+
+    network = encoder.network
+    config = ViTConfig(
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        layer_norm_eps=network.encoder.ln.eps,
+        image_size=network.image_size,
+        patch_size=network.patch_size,
+        num_channels=network.conv_proj.in_channels,
+    )
+    config.architectures = ["ViTModel"]
+    config.save_pretrained(path)
+    # clones: tensors that share memory are refused
+    tensors = {key: value.clone() for key, value in transformers_names(state).items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    _write_processor(subject, path)
+    return (
+        "import transformers",
+        "network = transformers.AutoModel.from_pretrained(FILE, add_pooling_layer=False).eval()",
+        "def model(x):",
+        "    return network(pixel_values=x).last_hidden_state[:, 0]",
     )
 
 
@@ -116,10 +149,13 @@ def _resnet_name(key: str) -> str:
     return re.sub(r"\.bn(\d)\.", lambda found: f".layer.{int(found[1]) - 1}.normalization.", key)
 
 
-def _write_processor(subject: Subject, source: ImageInput, path: Path) -> None:
-    """transformers' own preprocessing, which crops whole pixels after resizing: the same to rounding."""
+def _write_processor(subject: Subject, path: Path) -> None:
+    """For pictures, transformers' own preprocessing, which crops whole pixels after resizing: the same to rounding."""
     from transformers import BitImageProcessor
 
+    source = subject.source
+    if not (isinstance(source, ImageInput) and isinstance(subject.branch.frontend, ImageFrontend)):
+        return
     size, frontend = source.config.size, subject.branch.config.frontend
     resize = max(source.config.eval_resize or round(size * 256 / 224), size)
     BitImageProcessor(

@@ -1,4 +1,4 @@
-"""ViT-S in torchvision's and timm's terms."""
+"""ViT-S in torchvision's, timm's and transformers' terms."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ RENAMED = (
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
 """torchvision's names -> timm's; both keep query, key and value in one matrix, in this order."""
+TRANSFORMERS = (
+    (r"^class_token$", "embeddings.cls_token"),
+    (r"^encoder\.pos_embedding$", "embeddings.position_embeddings"),
+    (r"^conv_proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^encoder\.ln\.", "layernorm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"encoder.layer.\1."),
+    (r"\.ln_1\.", ".layernorm_before."),
+    (r"\.ln_2\.", ".layernorm_after."),
+    (r"\.self_attention\.out_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.0\.", ".intermediate.dense."),
+    (r"\.mlp\.3\.", ".output.dense."),
+)
+"""torchvision's names -> those in files of transformers, whatever its version calls them in memory."""
 
 
 def torchvision_lines(encoder: ViTSmall) -> tuple[str, ...]:
@@ -51,9 +64,23 @@ def timm_lines(encoder: ViTSmall) -> tuple[str, ...]:
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of torchvision's names under timm's."""
+    return {_renamed(key, RENAMED): value for key, value in state.items()}
+
+
+def transformers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of torchvision's names under those of transformers, which keeps query, key and value apart."""
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        for pattern, name in RENAMED:
-            key = re.sub(pattern, name, key)
-        renamed[key] = value
+        layer, together, kind = _renamed(key, TRANSFORMERS).partition(".self_attention.in_proj_")
+        if together:
+            for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                renamed[f"{layer}.attention.attention.{name}.{kind}"] = part.contiguous()
+        else:
+            renamed[layer] = value
     return renamed
+
+
+def _renamed(key: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, name in table:
+        key = re.sub(pattern, name, key)
+    return key

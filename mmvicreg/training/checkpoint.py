@@ -16,8 +16,12 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
-def save_checkpoint(folder: Path, step: int, content: dict[str, Any], *, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, content: dict[str, Any], *, keep: int, every: int | None = None
+) -> Path:
     """Write ``content`` as the checkpoint of ``step`` and remove all but the newest ``keep``.
+
+    Those of a multiple of ``every`` steps stay as well.
 
     The file is written under another name, flushed to the disk and then renamed, so that a checkpoint that
     is there is whole; older ones go only after that.
@@ -35,7 +39,8 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], *, keep: i
             "continue with --resume"
         ) from error
     for old in list_checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+        if every is None or int(old.stem.removeprefix("step-")) % every:
+            old.unlink(missing_ok=True)
     return path
 
 

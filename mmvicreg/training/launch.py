@@ -82,11 +82,15 @@ def train(launch: Launch) -> Path:
 
 def _worker(launch: Launch) -> None:
     """One process's whole run; :class:`Stopped` when a signal ended it, after a checkpoint."""
+    from mmvicreg.training.imported import import_weights
     from mmvicreg.training.loop import Trainer
 
     world = join_world(launch.device)
     try:
         run = _together(world, lambda: _plan(launch, world.device))
+        if not run.recipe.training.epochs:
+            _together(world, lambda: import_weights(run, resume=launch.resume))
+            return
         trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
         if launch.resume:
             _together(world, lambda: _keep_recipe(run))
@@ -136,7 +140,7 @@ def _plan(launch: Launch, device: torch.device) -> Run:
             asked = _with_precision(asked, run.recipe.training.precision)
         free = ["dataset.root:", "dataset.on_bad_sample:"]  # neither changes a step that was taken
         free += [f"sources.{name}.{key}" for name in run.recipe.sources for key in free]
-        changed = [d for d in differences(run.recipe, asked) if not d.startswith(tuple(free))]
+        changed = [d for d in differences(settle(run.recipe), asked) if not d.startswith(tuple(free))]
         if changed:
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(

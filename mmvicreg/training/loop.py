@@ -283,8 +283,11 @@ class Trainer:
             "recipe": self.recipe.model_dump(mode="json"),
             "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
         }
-        keep = self.recipe.training.keep_checkpoints
-        save_checkpoint(self.run.path / CHECKPOINTS, self.step, content, keep=keep)
+        training = self.recipe.training
+        every = None if training.keep_every is None else training.keep_every * len(self.loader)
+        save_checkpoint(
+            self.run.path / CHECKPOINTS, self.step, content, keep=training.keep_checkpoints, every=every
+        )
 
     def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
         """Batches on the device; the next one is copied while this one computes."""

@@ -135,9 +135,8 @@ def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
 def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
     folder(tmp_path, *(f"{s}/{c}/1.jpg" for s in ("train", "val") for c in ("a", "b")))
     (tmp_path / split / "b" / "1.jpg").rename(tmp_path / split / "b" / "1.txt")
-    assert f"a class folder holds no pictures: {tmp_path / split / 'b'}." in refused(tmp_path)
-    other = "val" if split == "train" else "train"
-    assert len(ImageFolder(tmp_path).samples(other)) == 2, "one damaged split is not in the way of the other"
+    for asked in ("train", "val"):  # training on one must not end before the other is found to be of no use
+        assert f"a class folder holds no pictures: {tmp_path / split / 'b'}." in refused(tmp_path, asked)
 
 
 def test_classes_that_differ_are_named(tmp_path: Path) -> None:

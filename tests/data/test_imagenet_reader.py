@@ -112,6 +112,13 @@ def test_a_part_of_the_classes_takes_its_part_of_the_flat_validation_pictures(tm
     assert "2 validation pictures are of classes that train does not have, and not used" in data.notes
 
 
+def test_a_class_without_validation_pictures_is_named_to_who_trains(tmp_path: Path) -> None:
+    solution(tmp_path / SOLUTION, validation(training(tmp_path), 3))
+    (tmp_path / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
+    with pytest.raises(UserError, match=rf"a class folder holds no pictures: .*{WNIDS[2]}"):
+        ImageNet(tmp_path)
+
+
 def test_validation_alone_is_read(tmp_path: Path) -> None:
     solution(tmp_path / SOLUTION, validation(tmp_path, 3))
     data = ImageNet(tmp_path)

@@ -17,10 +17,11 @@ from mmvicreg.runs import CHECKPOINTS, open_run
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs, each with its checkpoint."""
+    """Four epochs, every second with its checkpoint."""
     folder = tmp_path_factory.mktemp("curve")
     data = write_pictures(folder / "data", classes=4, train=10, val=6)
-    settings = (*IMAGE_IMAGE, "training.epochs=3", "training.batch_size=16", "training.keep_checkpoints=3")
+    settings = (*IMAGE_IMAGE, "training.epochs=4", "training.batch_size=16", "training.keep_checkpoints=1")
+    settings = (*settings, "training.keep_every=2")
     words = [
         "train", "--pair", "image-image", "--dataset", "image-folder", "--recipe", "shapes", "--data-root", data,
         "--device", "cpu", "--workers", 0, "--out", folder / "run",
@@ -35,10 +36,10 @@ def test_a_point_is_what_the_protocols_say_of_a_run_that_ended_there(
 ) -> None:
     report = curve.run(open_run(trained), k=(3, 5), device="cpu")
     points = report["points"]
-    assert [(point["epoch"], point["step"]) for point in points] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert [(point["epoch"], point["step"]) for point in points] == [(0, 0), (2, 4), (4, 8)]
     assert json.loads((trained / "eval" / "curve-val.json").read_text()) == report
     shown = capsys.readouterr().out
-    assert "epoch 3" in shown
+    assert "epoch 4" in shown
     assert "linear (quick)" in shown
 
     for point, kept in zip(points[1:], sorted((trained / CHECKPOINTS).iterdir()), strict=True):

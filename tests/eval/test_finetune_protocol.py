@@ -50,6 +50,8 @@ def test_encoder_and_head_take_the_steps_of_a_loop_written_out(run: Run) -> None
     twin = copy.deepcopy(model.branch("image"))
     learner = Learner(model.branch("image"), 3, schedule, device=ALONE.device, seed=1)
     weight, bias = (p.detach().clone().requires_grad_() for p in learner.head.parameters())
+    before = {"head": weight.detach().clone()}
+    before |= {name: value.clone() for name, value in twin.encoder.state_dict().items()}
     train_classifiers(
         ALONE, [learner], model.inputs["image"], found, schedule, tops=(1,), reading=Reading(1, 0, 8)
     )
@@ -70,10 +72,12 @@ def test_encoder_and_head_take_the_steps_of_a_loop_written_out(run: Run) -> None
                 for (p, rate), buffer, gradient in zip(parameters, moving, gradients, strict=True):
                     buffer.mul_(0.9).add_(gradient)
                     p.sub_(rate * factor * buffer)
-    torch.testing.assert_close(learner.head.weight, weight, rtol=1e-3, atol=1e-4)
-    states = model.branch("image").encoder.state_dict(), twin.encoder.state_dict()
-    for name in states[0]:
-        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-2, atol=1e-3, msg=name)
+    ours = {"head": learner.head.weight.detach(), **model.branch("image").encoder.state_dict()}
+    theirs = {"head": weight.detach(), **twin.encoder.state_dict()}
+    for name in ours:
+        # float32, and batches of nine in BatchNorm: how far rounding grows is the machine's, so it is a part of the way
+        way, apart = (float((x - theirs[name]).float().norm()) for x in (before[name], ours[name]))
+        assert apart <= 0.05 * way, name
 
 
 def test_only_the_result_is_written_into_the_run(
@@ -115,6 +119,25 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 2
     assert "1 of 2 files" in (told := capsys.readouterr().err)
     assert "n01440764_1.JPEG" in told
+
+
+def test_a_published_list_given_as_a_file_has_its_own_rates(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "simclr-few.txt"
+    listed.write_bytes(b"train0-1.png\ntrain1-3.png\ntrain2-0.png\n")
+    digest = hashlib.sha256(listed.read_bytes()).hexdigest()
+    first, second = subsets.LISTS.files
+    known = replace(subsets.LISTS, files=(replace(first, sha256=digest), second))
+    words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
+    found = []
+    for lists in (subsets.LISTS, known):
+        monkeypatch.setattr(subsets, "LISTS", lists)
+        assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
+        found.append(json.loads((run.path / "eval" / "finetune-list-simclr-few-val.json").read_text()))
+    rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
+    assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
+    assert "the 1 % published with SimCLR" in found[1]["chosen"]
 
 
 @pytest.mark.parametrize(
@@ -190,11 +213,11 @@ def test_imagenets_published_lists_are_fetched_once_and_checked(
     monkeypatch.setattr(subsets, "LISTS", replace(published, files=files))
     downloader = Downloader(mirror=url, progress=False, retries=1)
     choice = subsets.choose_labels(_imagenet(), 1.0, downloader=downloader)
-    assert (choice.rows.tolist(), choice.published) == ([3, 9], True)
+    assert (choice.rows.tolist(), choice.published) == ([3, 9], 1.0)
     (folder / "10percent.txt").unlink()
     assert subsets.choose_labels(_imagenet(), 10.0, downloader=downloader).rows.tolist() == [3, 9]
     drawn = subsets.choose_labels(_imagenet(), 25.0, downloader=downloader)
-    assert (len(drawn.rows), drawn.published) == (3, False)
+    assert (len(drawn.rows), drawn.published) == (3, None)
 
     monkeypatch.setattr(subsets, "LISTS", published)  # what was served is not what is published
     with pytest.raises(UserError, match=r"--labels FILE"):

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from picture_runs import contents, mmvicreg, picture_run, write_pictures
+from PIL import Image
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import linear_image
+from mmvicreg.eval import finetune, linear_image
 from mmvicreg.eval.classification import is_whole, published_rows
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import FINETUNE, LINEAR, Schedule, linear_schedule
+from mmvicreg.eval.subsets import Choice
 from mmvicreg.inputs.image import ImageInput
 from mmvicreg.runs import Run
 from mmvicreg.training.addressing import epoch_order, view_rng
@@ -180,7 +182,8 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         (("--fold", "1"), "--fold is for recordings"),
         (("--quick", "--lr", "1"), "--lr would do nothing"),
-        (("--quick", "--schedule", "imagenet"), "choose one"),
+        (("--quick", "--schedule", "imagenet"), "--schedule would do nothing"),
+        (("--quick", "--seed", "0", "--workers", "2"), "--seed, --workers would do nothing"),
         (("--schedule", "imagnet"), "did you mean 'imagenet'"),
         (("--branch", "text"), "no branch 'text'"),
         (("--batch-size", "1"), "raise --batch-size"),
@@ -200,13 +203,44 @@ def test_linear_mistakes(
     assert "Traceback" not in told
 
 
-def test_published_rows_stand_beside_imagenet_only(run: Run) -> None:
+def test_the_schedule_is_the_data_sets_own_unless_another_is_asked_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C.3's for Places205, without a word: C.2's rates and epochs are ImageNet's."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("val", 1)):
+        lines = [f"{name}/{split}{i}.jpg {label}" for label, name in enumerate("ab") for i in range(count)]
+        (tmp_path / f"{split}_places205.csv").write_text("\n".join(lines))
+        for line in lines:
+            file = tmp_path / line.partition(" ")[0]
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    words = ("eval", "linear", run.path, "--dataset", "places205", "--data-root", tmp_path)
+    words = (*words, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--no-baseline", "--device", "cpu")
+    file = run.path / "eval" / "linear-places205-val.json"
+
+    assert mmvicreg(monkeypatch, *words) == 0
+    report = json.loads(file.read_text())
+    assert {key: report["schedule"][key] for key in ("name", "source", "head_lr", "weight_decay")} == {
+        "name": "places205", "source": "C.3", "head_lr": 0.003, "weight_decay": 1e-4,
+    }  # fmt: skip
+    assert report["changed"].keys() == {"epochs", "batch_size", "milestones"}
+    assert "is its own" not in capsys.readouterr().out
+
+    assert mmvicreg(monkeypatch, *words, "--schedule", "imagenet") == 0
+    assert json.loads(file.read_text())["schedule"]["name"] == "imagenet"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not as published for places205: --schedule places205 is its own." in printed
+
+
+def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None:
     rows = {row["method"]: row for row in published_rows(1, {"top1": "linear top-1", "top5": "linear top-5"})}
     assert (rows["VICReg"]["top1"], rows["VICReg"]["top5"]) == (73.2, 91.1)
     few = {row["method"] for row in published_rows(1, {"top1": "top-1, 1 % of labels"})}
     assert "VICReg" in few
     assert "MoCo" not in few  # it has no such number
     assert not is_whole(labelled_data(run, DataOptions()))
+    branch = run.recipe.branches["image"]
 
     class Whole:
         name, classes = "imagenet", tuple(map(str, range(1000)))
@@ -215,7 +249,26 @@ def test_published_rows_stand_beside_imagenet_only(run: Run) -> None:
     empty = np.zeros(0, np.int64)
     whole = Labelled(Whole(), True, "train", "val", train, empty, test, empty)  # type: ignore[arg-type]
     assert is_whole(whole)
-    assert {row["method"] for row in linear_image._published(whole)} >= {"VICReg", "Supervised"}
+    assert {row["method"] for row in linear_image._published(whole, branch)} >= {"VICReg", "Supervised"}
+    wide = branch.model_copy(update={"encoder": {"name": "resnet50x2"}})
+    (x2,) = (row for row in linear_image._published(whole, wide) if row["method"] == "VICReg R50 (x2)")
+    assert (x2["table"], x2["top1"], x2["top5"]) == (9, 75.5, 92.1)
+    few_labels = finetune._published(whole, Choice(empty, "", 1.0), wide)
+    assert {row["method"]: row["top1"] for row in few_labels}["VICReg R200 (x2)"] == 68.8  # Table 10
+    assert finetune._published(whole, Choice(empty, ""), wide) == []
     part = Labelled(Whole(), True, "train", "val", range(9), empty, test, empty)  # type: ignore[arg-type]
     assert not is_whole(part)
-    assert linear_image._published(part) == []
+    assert linear_image._published(part, branch) == []
+
+    for name, (classes, trained, tested), vicreg in (
+        ("places205", (205, 2_448_873, 20_500), 54.3),
+        ("inat18", (8_142, 437_513, 24_426), 47.0),
+    ):
+
+        class Other:
+            pass
+
+        Other.name, Other.classes = name, tuple(map(str, range(classes)))  # type: ignore[attr-defined]
+        other = Labelled(Other(), False, "train", "val", range(trained), empty, range(tested), empty)  # type: ignore[arg-type]
+        found = {row["method"]: row for row in linear_image._published(other, branch)}
+        assert (found["VICReg"]["top1"], found["VICReg"]["table"]) == (vicreg, 2)  # Table 2 of the paper

@@ -29,6 +29,21 @@ def captions(tmp_path_factory: pytest.TempPathFactory, tiny_shapes: Path) -> Run
 
 
 @pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory, tiny_shapes: Path) -> dict[str, Run]:
+    """Two views of one branch, with a small stem or without it, and a vision transformer."""
+    settings = {
+        "small_stem": ("branches.image.encoder.small_stem=true",),
+        "resnet": ("branches.image.encoder.small_stem=false",),
+        "vit": ("branches.image.encoder={name: vit_small, patch: 16}",),
+    }
+    folder = tmp_path_factory.mktemp("views")
+    return {
+        name: open_run(untrained_run(folder / name, tiny_recipe("image-image", tiny_shapes, *more)).path)
+        for name, more in settings.items()
+    }
+
+
+@pytest.fixture(scope="module")
 def sounds(tmp_path_factory: pytest.TempPathFactory, tiny_tones: Path) -> Run:
     path = tmp_path_factory.mktemp("export") / "sounds"
     return open_run(untrained_run(path, tiny_recipe("wave-mel", tiny_tones)).path)
@@ -81,6 +96,37 @@ def test_a_residual_network_is_transformers_too(sounds: Run, tmp_path: Path) -> 
     (out / "diary.txt").rename(out / "export.json")
     export(sounds, "mel", format="transformers", out=out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "format", "name"),
+    [
+        ("small_stem", "torchvision", "b.pth"),
+        ("small_stem", "timm", "b.pth"),
+        ("resnet", "torchvision", "b.safetensors"),
+        ("resnet", "transformers", "b"),
+        ("vit", "torchvision", "b.pth"),
+        ("vit", "timm", "b.pth"),
+        ("vit", "transformers", "b"),
+    ],
+)
+def test_the_branch_of_two_views_passes_the_comparison(
+    views: dict[str, Run], encoder: str, format: str, name: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(format, reason="the extra 'export' is not installed")
+    written = export(views[encoder], "image", format=format, out=tmp_path / name, prove=True)
+    assert written.verdict is not None
+    if format == "transformers":
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(tmp_path / name)
+        picture = processor(torch.zeros(3, 40, 50), return_tensors="pt")["pixel_values"]
+        assert picture.shape == (1, 3, 32, 32)
+
+
+def test_a_small_stem_is_refused_by_what_it_is(views: dict[str, Run], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"and transformers' ResNet has no small_stem"):
+        export(views["small_stem"], "image", format="transformers", out=tmp_path / "b")
 
 
 def test_the_command_proves_it_where_mmvicreg_cannot_be_imported(

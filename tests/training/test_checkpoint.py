@@ -23,6 +23,12 @@ def test_round_trip_and_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-000000002.pt", "step-000000030.pt"]
 
 
+def test_those_of_a_multiple_stay_beside_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10, 13, 15, 20, 25):  # stopped once within an epoch of five steps
+        save_checkpoint(tmp_path, step, {"step": step}, keep=1, every=10)
+    assert [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)] == [10, 20, 25]
+
+
 def test_truncated_names_the_file_and_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"w": torch.zeros(1000)}, keep=2)
     last = save_checkpoint(tmp_path, 2, {"w": torch.zeros(1000)}, keep=2)

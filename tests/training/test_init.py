@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny import as_flags, tiny_recipe, untrained_run
+from tiny import IMAGE_IMAGE, as_flags, tiny_recipe, untrained_run
 
 from mmvicreg.branches.init import pin
 from mmvicreg.cli import app
@@ -179,3 +179,34 @@ def test_a_source_that_was_trained_on_is_not_taken_for_what_it_was(
     torch.save(content, file)
     with pytest.raises(UserError, match=r"is not what the recipe names .* trained on or replaced since"):
         open_run(run.path).model(untrained=True)
+
+
+def test_a_run_means_the_same_from_another_folder(
+    pictures: Run, tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative places are those of the folder it was started in; an encoder's own weights go with the run."""
+    monkeypatch.chdir(tmp_path)
+    began = {key.removeprefix("network."): value for key, value in encoder(pictures, "image").items()}
+    torch.save(began, "r18.pth")
+    (tmp_path / "data").symlink_to(tiny_shapes)
+    settings = (
+        *("branches.image.encoder.small_stem=false", "branches.image.encoder.weights=r18.pth"),
+        *("dataset.root=data", "sources.more={dataset: {name: shapes, root: data}, batch_size: 40}"),
+        *ONE_EPOCH,
+        "edges=[{a: image, b: image}, {a: image, b: image, source: more}]",
+    )
+    words = [part for setting in (*IMAGE_IMAGE, *settings) for part in ("--set", setting)]
+    command = ["train", "--pair", "image-image", "--dataset", "shapes", *words, "--workers", "0", "--out"]
+    app([*command, "run"], standalone_mode=False)
+    app([*command, "run", "--resume"], standalone_mode=False)  # the words it was started with
+    (tmp_path / "r18.pth").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    app(["train", "--resume", "--out", "../run", "--workers", "0"], standalone_mode=False)
+    run = open_run(tmp_path / "run")
+    roots = [config.root for config in run.recipe.trained_on]
+    assert roots == [str(tiny_shapes.resolve())] * 2
+    assert run.recipe.branches["image"].encoder["weights"] == str(tmp_path / "r18.pth")
+    now = encoder(run, "image", untrained=True)
+    assert equal({key.removeprefix("network."): value for key, value in now.items()}, began)
+    assert len(run.dataset().samples("train"))

@@ -201,6 +201,9 @@ def test_the_rate_grows_with_the_batch() -> None:
     [
         (("optimizer.base_lr=0.2",), "lr and base_lr are two ways to say the rate"),
         (("optimizer.lr=null",), "missing key 'lr', or 'base_lr'"),
+        (("optimizer.lr=null", "optimizer.base_lr=0"), r"optimizer\.base_lr.*greater than 0"),
+        (("optimizer.lr=null", "optimizer.base_lr={many: 0.1}"), r"optimizer\.base_lr"),
+        (("optimizer.lr=null", "optimizer.base_lr={256: 0.1}"), "no rate for a batch of 64: add it"),
         (("optimizer.name=lasr",), "optimizer.name"),
         (("optimizer.eta=0.01",), "eta is an option of lars, and name is adamw"),
         (("optimizer.momentum=0.5",), "momentum is an option of sgd and lars, and name is adamw"),
