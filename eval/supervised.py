@@ -44,7 +44,7 @@ from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.tables import console, print_table
-from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.checkpoint import plain_state, save_checkpoint
 from mmvicreg.training.log import say
 
 FILE = "supervised.json"
@@ -221,7 +221,7 @@ def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
     say(f"supervised baseline of {run.path}: {len(train)} samples, {recipe.training.epochs} epochs")
     model, epochs = fit(recipe, train, labels[task.train], device=device)
     content: dict[str, Any] = {
-        "model": {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()},
+        "model": plain_state(model),
         "inputs": {name: source.state() for name, source in model.inputs.items()},
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mmvicreg.errors import UserError, for_want_of_memory
 
@@ -100,6 +101,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program (format {FORMAT}); {way_out}")
     return content
+
+
+def plain_state(model: nn.Module) -> dict[str, Any]:
+    """The state dict as contiguous tensors on the CPU."""
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
 def _flush_folder(folder: Path) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from mmvicreg.branches.model import build_inputs
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run, create_run
-from mmvicreg.training.checkpoint import list_checkpoints, save_checkpoint
+from mmvicreg.training.checkpoint import list_checkpoints, plain_state, save_checkpoint
 from mmvicreg.training.log import say
-from mmvicreg.training.loop import plain_state
 from mmvicreg.training.setup import build_model
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mmvicreg.errors import UserError
@@ -89,3 +91,11 @@ def shorten(terms: Mapping[str, float]) -> str:
         if kind != "cancellation":
             shown.append(f"{letters.get(kind, kind)} {where} {value:.3f}")
     return "  ".join(shown)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory this process holds, MB: allocated on the GPU at most so far, or resident on the CPU now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

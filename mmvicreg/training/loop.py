@@ -8,14 +8,12 @@ and what the inputs learned, and continuing from it gives the same bits as never
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ from mmvicreg.runs import CHECKPOINTS, MISFIT, Run
 from mmvicreg.skipped import SKIPPED, Skipped, read_skipped, write_skipped
 from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.addressing import seed_step
-from mmvicreg.training.checkpoint import save_checkpoint
+from mmvicreg.training.checkpoint import plain_state, save_checkpoint
 from mmvicreg.training.compilation import compile_image_encoders
 from mmvicreg.training.distributed import (
     World,
@@ -42,17 +40,11 @@ from mmvicreg.training.distributed import (
     gather_rows,
     share_state,
 )
-from mmvicreg.training.log import RunLog, say, shorten
+from mmvicreg.training.log import RunLog, memory_mb, say, shorten
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
-from mmvicreg.training.monitor import (
-    CollapseMonitor,
-    agreements,
-    last_words,
-    measure,
-    target_stds,
-)
+from mmvicreg.training.monitor import CollapseMonitor, agreements, last_words, measure, target_stds
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
-from mmvicreg.training.setup import build_model, computes_bf16, fit_frontends, restore_inputs
+from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs, warnings
 from mmvicreg.training.signals import stop_signals
 from mmvicreg.training.source_data import SourceData, copied_ahead, with_others
 
@@ -328,19 +320,8 @@ class Trainer:
             )
         else:
             self._fit_frontends(model)
-            for source, graph in model.graphs.items() if self.world.is_main else ():
-                for warning in model.objective_of(source).warnings(graph):
-                    say(f"warning: {f'source {source}: ' if source else ''}{warning}")
-            warmup = self.recipe.schedule.warmup_epochs
-            if self.world.is_main and 0 < training.epochs <= warmup:
-                say(
-                    f"warning: the warm-up (schedule.warmup_epochs {warmup:g}) is as long as the run (training.epochs "
-                    f"{training.epochs}), so that the rate hardly reaches optimizer.lr"
-                )
-        if training.precision == "bf16" and not computes_bf16(device) and self.world.is_main:
-            say(
-                f"warning: this {device.type} has no bfloat16 arithmetic, so bf16 is many times slower than fp32"
-            )
+            for warning in warnings(self.recipe, model, device) if self.world.is_main else ():
+                say(f"warning: {warning}")
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)
         if training.channels_last:
@@ -413,16 +394,3 @@ class Trainer:
         with progress_bar(total, "training", "step", visible=self.world.is_main) as bar:
             bar.advance(self.step)
             yield bar
-
-
-def memory_mb(device: torch.device) -> float:
-    """Memory this process holds, MB: allocated on the GPU at most so far, or resident on the CPU now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def plain_state(model: JointModel) -> dict[str, Any]:
-    """The state dict as contiguous tensors on the CPU."""
-    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Building what a recipe describes: inputs, and the model with its addressed initial weights."""
+"""Building what a recipe describes: inputs, and the model with its addressed initial weights; and what it comes to."""
 
 from __future__ import annotations
 
@@ -95,6 +95,24 @@ def restore_inputs(recipe: Recipe, states: Mapping[str, Mapping[str, Any]]) -> d
     for name, source in inputs.items():
         source.load_state(states[name])
     return inputs
+
+
+def warnings(recipe: Recipe, model: JointModel, device: torch.device) -> list[str]:
+    """What is known to go wrong with a run before its first step, in plain sentences; often empty."""
+    found = [
+        f"{f'source {source}: ' if source else ''}{warning}"
+        for source, graph in model.graphs.items()
+        for warning in model.objective_of(source).warnings(graph)
+    ]
+    epochs, warmup = recipe.training.epochs, recipe.schedule.warmup_epochs
+    if 0 < epochs <= warmup:
+        found.append(
+            f"the warm-up (schedule.warmup_epochs {warmup:g}) is as long as the run (training.epochs {epochs}), "
+            "so that the rate hardly reaches optimizer.lr"
+        )
+    if recipe.training.precision == "bf16" and not computes_bf16(device):
+        found.append(f"this {device.type} has no bfloat16 arithmetic, so bf16 is many times slower than fp32")
+    return found
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
