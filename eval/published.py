@@ -8,8 +8,8 @@ from typing import Annotated
 import yaml
 from pydantic import Field, model_validator
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
+from mmvicreg.strict import Strict
 
 
 class Row(Strict):

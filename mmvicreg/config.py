@@ -10,46 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from mmvicreg import registry
-from mmvicreg.errors import UserError
 from mmvicreg.explain import explain
 from mmvicreg.graph import check_branches, check_edges, check_sources
-from mmvicreg.registry import Registry, nearest
-
-
-class Strict(BaseModel):
-    """A part of a recipe: unknown keys are forbidden, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def component(value: Any, table: Registry) -> dict[str, Any]:
-    """Check ``{"name": ..., **options}`` against the options its component declares; fill the defaults."""
-    if isinstance(value, str):
-        value = {"name": value}
-    if not isinstance(value, Mapping) or "name" not in value:
-        raise ValueError(f"expected {table.kind} as {{name: ..., option: ...}}")
-    cls = table.load(str(value["name"]))
-    options = {key: option for key, option in value.items() if key != "name"}
-    for key in options:
-        if key not in cls.Config.model_fields:
-            known = sorted(cls.Config.model_fields)
-            raise ValueError(
-                f"unknown key '{key}' for the {table.kind} '{value['name']}'{nearest(key, known)}"
-                f" Known: {', '.join(known)}"
-            )
-    return {"name": value["name"], **cls.Config.model_validate(options).model_dump(mode="json")}
+from mmvicreg.strict import Strict, component
 
 
 class DatasetConfig(Strict):
@@ -104,7 +70,7 @@ class InitConfig(Strict):
     """Which branch of that run; null: the one of the same name."""
     sha256: str | None = None
     """Of the tensors; filled in when the run starts, and checked whenever they are loaded again."""
-    seen: list[SeenConfig] = []
+    seen: list[SeenConfig] = Field(default_factory=list)
     """What they were trained on; filled in when the run starts."""
 
 
@@ -186,7 +152,7 @@ class SourceConfig(Strict):
     """Its samples in a step, over all processes; null: ``training.batch_size``."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """What its loss is multiplied by before it is added to that of ``dataset``."""
-    branches: dict[str, TermsConfig] = {}
+    branches: dict[str, TermsConfig] = Field(default_factory=dict)
     """Coefficients that branches have on its batches in place of their own."""
 
 
@@ -259,7 +225,7 @@ class ScheduleConfig(Strict):
     """
 
     name: Literal["cosine", "step"] = "cosine"
-    milestones: list[Annotated[float, Field(gt=0)]] = []
+    milestones: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
     """Epochs after which the rate is multiplied by ``gamma``, for ``step``."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
@@ -345,7 +311,7 @@ class Recipe(Strict):
 
     pair: str
     dataset: DatasetConfig
-    sources: dict[str, SourceConfig] = {}
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
     """More data sets, by names of your own. Each step takes a batch of every one."""
     seed: Annotated[int, Field(ge=0)] = 0
     inputs: dict[str, dict[str, Any]]
@@ -361,7 +327,7 @@ class Recipe(Strict):
     @field_validator("pair")
     @classmethod
     def _pair(cls, pair: str) -> str:
-        check_pair(pair)
+        registry.check_pair(pair)
         return pair
 
     @field_validator("inputs", mode="before")
@@ -420,11 +386,3 @@ def _input(name: str, options: Any) -> dict[str, Any]:
             explain({**problem, "loc": (name, *problem["loc"])}, Recipe) for problem in error.errors()
         )
         raise ValueError("; ".join(problems)) from error
-
-
-def check_pair(pair: str) -> None:
-    """Raise :class:`UserError` naming the nearest pair unless ``pair`` is one."""
-    if pair not in registry.PAIRS:
-        raise UserError(
-            f"unknown pair '{pair}'{nearest(pair, registry.PAIRS)} Known: {', '.join(registry.PAIRS)}."
-        )

@@ -154,3 +154,9 @@ PROTOCOLS = Registry(
 DOWNLOADERS = Registry("downloader", {"http": "mmvicreg.data.download:Downloader"})
 PAIRS: Mapping[str, str] = {"image-text": "coco", "wave-mel": "esc50", "image-image": "imagenet"}
 """Pair -> the data set it uses when none is named."""
+
+
+def check_pair(pair: str) -> None:
+    """Raise :class:`UserError` naming the nearest pair unless ``pair`` is one."""
+    if pair not in PAIRS:
+        raise UserError(f"unknown pair '{pair}'{nearest(pair, PAIRS)} Known: {', '.join(PAIRS)}.")

@@ -29,10 +29,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
-from mmvicreg.config import Recipe, Strict, check_pair
+from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
+from mmvicreg.registry import check_pair
 from mmvicreg.runs import RECIPE, Run, open_run
+from mmvicreg.strict import Strict
 
 if TYPE_CHECKING:
     from mmvicreg.training.launch import Launch

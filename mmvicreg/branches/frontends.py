@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 
 class TextBatch(NamedTuple):

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from mmvicreg.branches.frontends import TextBatch, check_kind
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 from mmvicreg.inputs.tokenizers import PAD
+from mmvicreg.strict import Strict
 
 
 class GRUText(nn.Module):

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmvicreg.branches.frontends import Frontend
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 FULL_SCALE = 32768
 """Of int16."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mmvicreg import registry
 from mmvicreg.branches.frontends import check_kind
 from mmvicreg.branches.weights import imagenet_url, load_strictly, read_weights
-from mmvicreg.config import Strict
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 
 class ResNet(nn.Module):

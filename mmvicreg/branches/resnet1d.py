@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmvicreg.branches.frontends import check_kind
-from mmvicreg.config import Strict
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 
 class ResNet18Wave(nn.Module):

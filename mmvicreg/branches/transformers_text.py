@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmvicreg.branches.frontends import TextBatch, check_kind
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 
 class TransformersText(nn.Module):

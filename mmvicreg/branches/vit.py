@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mmvicreg.branches.frontends import check_kind
 from mmvicreg.branches.weights import load_strictly, read_weights
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.strict import Strict
 
 
 class ViTSmall(nn.Module):

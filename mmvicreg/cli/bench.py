@@ -94,7 +94,7 @@ def input_(
     """What one core of a loader makes a second: two views of a picture against the authors' pipeline, or the
     waveform and its mel spectrogram against librosa on every clip. The files are made on the spot.
     """
-    from mmvicreg.config import check_pair
+    from mmvicreg.registry import check_pair
 
     check_pair(pair)
     _check_folder(json_file)

@@ -160,8 +160,8 @@ def _recipe(
 ) -> Recipe:
     """The recipe that the flags ask for."""
     from mmvicreg import registry
-    from mmvicreg.config import check_pair
     from mmvicreg.recipes import load_recipe, recipe_path
+    from mmvicreg.registry import check_pair
 
     if pair is None:
         if resume:

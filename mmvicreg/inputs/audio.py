@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs import audio_cache
 from mmvicreg.inputs.base import Input, InputSpec, Item, draws
 from mmvicreg.inputs.decode import Waveform, read_header, read_recording
 from mmvicreg.samples import Sample
+from mmvicreg.strict import Strict
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 

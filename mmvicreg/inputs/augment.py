@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from mmvicreg.config import Strict
 from mmvicreg.registry import nearest
+from mmvicreg.strict import Strict
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PerView = Annotated[tuple[Probability, ...], Field(min_length=1)]

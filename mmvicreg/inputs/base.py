@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
+from mmvicreg.strict import Strict
 
 Item = dict[str, Tensor]
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision import io as torchvision_io
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.augment import Augmentation, augment_, draw_changes
 from mmvicreg.inputs.base import FIRST_CROP, Input, InputSpec, Item, draws
 from mmvicreg.samples import File, Sample
+from mmvicreg.strict import Strict
 
 
 class ImageInput(Input):

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.utils.rnn import pad_sequence
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input, InputSpec, Item
 from mmvicreg.inputs.tokenizers import (
@@ -22,6 +21,7 @@ from mmvicreg.inputs.tokenizers import (
     restore,
 )
 from mmvicreg.samples import Sample
+from mmvicreg.strict import Strict
 
 
 class TextInput(Input):

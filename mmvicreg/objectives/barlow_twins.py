@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mmvicreg.config import Strict
 from mmvicreg.objectives.base import Graph, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.precision import exact
+from mmvicreg.strict import Strict
 
 
 class BarlowTwinsConfig(Strict):

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.gather import all_rows, local_sizes, rank
 from mmvicreg.objectives.precision import exact_arithmetic
+from mmvicreg.strict import Strict
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from mmvicreg.config import Strict
 from mmvicreg.objectives.prediction import Distance, PredictionConfig, PredictionMethod, Widths
+from mmvicreg.strict import Strict
 
 
 class BYOLConfig(PredictionConfig):

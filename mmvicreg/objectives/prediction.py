@@ -42,12 +42,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmvicreg.branches.expander import expander
-from mmvicreg.config import ExpanderConfig, Strict
+from mmvicreg.config import ExpanderConfig
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.precision import exact
 from mmvicreg.objectives.terms import vicreg_terms
+from mmvicreg.strict import Strict
 
 Distance = Literal["normalised-mse", "cosine", "mse"]
 Regularise = Literal["none", "variance", "variance+covariance"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mmvicreg.config import Strict
 from mmvicreg.objectives.prediction import PredictionConfig, PredictionMethod, Widths
+from mmvicreg.strict import Strict
 
 
 class SimSiamConfig(PredictionConfig):

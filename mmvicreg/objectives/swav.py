@@ -27,11 +27,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Edge, Graph, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.precision import exact
+from mmvicreg.strict import Strict
 
 
 class SwAVConfig(Strict):

@@ -24,12 +24,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Edge, Graph, Node, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.normalise import Normalisation, normalise
 from mmvicreg.objectives.precision import exact_dtype
 from mmvicreg.objectives.terms import vicreg_terms
+from mmvicreg.strict import Strict
 
 Convention = Literal["paper", "official"]
 

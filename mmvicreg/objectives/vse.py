@@ -25,10 +25,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from mmvicreg.config import Strict
 from mmvicreg.objectives.base import Graph, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.precision import exact
+from mmvicreg.strict import Strict
 
 Negatives = Literal["hardest", "all"]
 Reduction = Literal["sum", "mean"]

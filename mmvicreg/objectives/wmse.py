@@ -25,11 +25,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from mmvicreg.config import Strict
 from mmvicreg.errors import UserError
 from mmvicreg.objectives.base import Graph, Objective, ObjectiveOutput, validate_options
 from mmvicreg.objectives.gather import gather
 from mmvicreg.objectives.precision import exact_dtype
+from mmvicreg.strict import Strict
 
 Distance = Literal["cosine", "euclidean"]
 
