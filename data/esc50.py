@@ -140,6 +140,16 @@ class Esc50(Reader):
             notes.append(f"{len(self._rows):,} of {self.card.title}'s {whole:,} clips{kinds}")
         if strange := sorted(set(self.classes) - self.known):
             notes.append(f"classes that {self.card.title} does not have: {shorten(strange)}")
+        folds: dict[str, set[int]] = {}
+        for row in self._rows:
+            if (source := published_source(row.filename)) is not None:
+                folds.setdefault(source, set()).add(row.fold)
+        if straddling := sorted(source for source, there in folds.items() if len(there) > 1):
+            # a table of somebody's own may say of every clip that it is its own source
+            notes.append(
+                f"by the names of the files, {len(straddling):,} sources have fragments in several folds "
+                f"({shorten(straddling)}), which would be a leak; the column src_file says that they have not"
+            )
         return tuple(notes)
 
 
@@ -248,11 +258,8 @@ def _check_rows(rows: list[Row], path: Path) -> None:
                 f"{path}: {row.filename} gives '{row.category}' the target {row.target}, an earlier row "
                 f"{targets[row.category]}"
             )
-        # a table of somebody's own may say of every clip that it is its own source, and names say otherwise
-        for source in dict.fromkeys((row.source, published_source(row.filename) or row.source)):
-            if folds.setdefault(source, row.fold) != row.fold:
-                how = "" if source == row.source else " by their names"
-                raise UserError(
-                    f"{path}: fragments of the source {source}{how} lie in fold {folds[source]} and, "
-                    f"{row.filename}, in fold {row.fold}; a source must not straddle folds"
-                )
+        if folds.setdefault(row.source, row.fold) != row.fold:
+            raise UserError(
+                f"{path}: fragments of the source {row.source} lie in fold {folds[row.source]} and, "
+                f"{row.filename}, in fold {row.fold}; a source must not straddle folds"
+            )

@@ -55,6 +55,15 @@ def test_foreign_classes_are_said(tmp_path: Path) -> None:
     assert any("theremin" in note for note in data.notes)
 
 
+def test_fragments_that_names_give_one_source_and_the_table_several_are_told(tmp_path: Path) -> None:
+    rows = broken(fold=3, src_file="1-1007-B-7")
+    layouts.esc(tmp_path, rows)
+    notes = Esc50(tmp_path).notes
+    assert any("1 sources have fragments in several folds (1007)" in note for note in notes)
+    layouts.esc(tmp_path / "published")
+    assert not any("several folds" in note for note in Esc50(tmp_path / "published").notes)
+
+
 def broken(**changes: object) -> list[dict[str, object]]:
     """The rows with the fourth changed (line 5 of the file)."""
     rows = layouts.esc_rows()
@@ -72,10 +81,6 @@ def broken(**changes: object) -> list[dict[str, object]]:
         (broken(esc10="maybe"), r"line 5: the column esc10 says 'maybe'"),
         (broken(filename="../x.wav"), "leads outside"),
         (broken(fold=3), r"source 1007 lie in fold 1 and, 1-1007-B-7\.wav, in fold 3"),
-        (
-            broken(fold=3, src_file="1-1007-B-7"),  # every clip a source of its own
-            r"source 1007 by their names lie in fold 1 and, 1-1007-B-7\.wav, in fold 3",
-        ),
         (broken(filename="1-1000-A-0.wav"), r"lists 1-1000-A-0\.wav twice"),
         (broken(category="wind"), r"calls target 7 'wind', an earlier row 'rain'"),
         (broken(target=8), r"gives 'rain' the target 8, an earlier row 7"),
