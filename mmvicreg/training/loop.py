@@ -44,7 +44,7 @@ from mmvicreg.training.log import RunLog, memory_mb, say, shorten
 from mmvicreg.training.microbatch import check_batchnorm, differentiate
 from mmvicreg.training.monitor import CollapseMonitor, agreements, last_words, measure, target_stds
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
-from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs, warnings
+from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs, warnings_of
 from mmvicreg.training.signals import stop_signals
 from mmvicreg.training.source_data import SourceData, copied_ahead, with_others
 
@@ -320,7 +320,7 @@ class Trainer:
             )
         else:
             self._fit_frontends(model)
-            for warning in warnings(self.recipe, model, device) if self.world.is_main else ():
+            for warning in warnings_of(self.recipe, model, device) if self.world.is_main else ():
                 say(f"warning: {warning}")
         if self.world.size > 1:
             synchronise_batchnorm(model, device_type=device.type)

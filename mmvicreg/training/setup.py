@@ -97,7 +97,7 @@ def restore_inputs(recipe: Recipe, states: Mapping[str, Mapping[str, Any]]) -> d
     return inputs
 
 
-def warnings(recipe: Recipe, model: JointModel, device: torch.device) -> list[str]:
+def warnings_of(recipe: Recipe, model: JointModel, device: torch.device) -> list[str]:
     """What is known to go wrong with a run before its first step, in plain sentences; often empty."""
     found = [
         f"{f'source {source}: ' if source else ''}{warning}"
