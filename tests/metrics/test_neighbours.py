@@ -149,18 +149,22 @@ def test_labels_that_do_not_fit_are_refused() -> None:
 
 
 _LARGE = """
-import resource, sys
+from pathlib import Path
 import numpy as np
 from mmvicreg.metrics import neighbour_credit
+def resident(peak):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))
 rng = np.random.default_rng(0)
 y, asked = rng.integers(0, 10, 50_000), rng.integers(0, 10, 10_000)
 centres = rng.standard_normal((10, 64))
 x = (centres[y] + 3 * rng.standard_normal((50_000, 64))).astype(np.float32)
 q = (centres[asked] + 3 * rng.standard_normal((10_000, 64))).astype(np.float32)
 neighbour_credit(q, asked, x[:5000], y[:5000], k=[20], classes=10, rows=(0, 2))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+before = resident(peak=False)
 found = neighbour_credit(q, asked, x, y, k=[20, 200], classes=10)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((resident(peak=True) - before) / 1024)
 unit, ask = x / np.linalg.norm(x, axis=1, keepdims=True).astype(float), q.astype(float)
 for row in range(0, 10_000, 50):
     cosine = unit @ ask[row] / np.linalg.norm(ask[row])
@@ -172,8 +176,9 @@ for row in range(0, 10_000, 50):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_50_000_by_10_000_features_within_500_mb() -> None:
     done = subprocess.run([sys.executable, "-c", _LARGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     print(f"{float(done.stdout):.0f} MB beyond the features")  # pytest -s shows it
-    assert float(done.stdout) < 500
+    assert 10 < float(done.stdout) < 500  # it cannot be nothing
