@@ -63,7 +63,7 @@ class ObjectiveOutput:
     Attributes:
         loss: scalar, float32 or better, the same on every process; gradients are those of the loss over
             the global batch once DistributedDataParallel has averaged them.
-        terms: detached unweighted scalars named ``"<term>/<node>"`` (``variance/image``,
+        terms: detached unweighted scalars, the same on every process, named ``"<term>/<node>"`` (``variance/image``,
             ``covariance/text``) or ``"<term>/<a>-<b>"`` (``invariance/image-text``).
     """
 
