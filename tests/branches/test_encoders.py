@@ -50,7 +50,7 @@ def test_resnet_is_torchvisions_without_the_classifier(name: str, width: int, ch
 def test_wave_blocks_may_begin_as_the_identity() -> None:
     encoder = ResNet18Wave(ResNet18Wave.Config(zero_init_residual=True), InputSpec(channels=1))
     block = encoder.stages[1]  # same width and length in and out, so its shortcut is the identity
-    x = torch.rand(2, 64, 50)
+    x = torch.rand(2, 64, 1, 50)
     torch.testing.assert_close(block(x), x, rtol=0, atol=0)
 
 
@@ -111,6 +111,42 @@ def test_wave_resnet_may_start_from_a_bank_of_band_pass_filters() -> None:
     assert bool((peaks[8:].diff() > 0).all())
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wave_resnet_is_that_of_1d_modules_with_the_channels_last_inside(channels: int) -> None:
+    torch.manual_seed(0)
+    encoder = ResNet18Wave(
+        ResNet18Wave.Config(widths=(8, 12, 16, 20), stem_kernel=9), InputSpec(channels=channels)
+    ).double()
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
+    x = torch.randn(3, channels, 2000, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.max_pool1d(
+        batch_norm_1d(torch.nn.functional.conv1d(x, state["stem.0.weight"], stride=8, padding=4)).relu(), 4
+    )
+    for stage, stride in enumerate([1, 1, 4, 1, 4, 1, 4, 1]):
+        short = state.get(f"stages.{stage}.shortcut.0.weight")
+        first, second = (state[f"stages.{stage}.conv{i}.weight"] for i in (1, 2))
+        inner = batch_norm_1d(torch.nn.functional.conv1d(y, first, stride=stride, padding=1)).relu()
+        inner = batch_norm_1d(torch.nn.functional.conv1d(inner, second, padding=1))
+        if short is not None:
+            y = batch_norm_1d(torch.nn.functional.conv1d(y, short, stride=stride))
+        y = (inner + y).relu()
+    expected = y.mean(2)
+    slopes = torch.autograd.grad(expected.square().sum(), x)[0]
+    layouts: list[bool] = []
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv1d):
+            module.register_forward_hook(lambda _m, _x, y: layouts.append(y.stride(1) == 1))
+    got = encoder(x)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), x)[0], slopes, rtol=1e-9, atol=1e-9)
+    assert len(layouts) == 20
+    assert all(layouts)
+
+
+def batch_norm_1d(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.batch_norm(x, None, None, training=True)
+
+
 def test_wave_resnet_is_residual_1d_and_384_wide() -> None:
     encoder = ResNet18Wave(ResNet18Wave.Config(), InputSpec(channels=1))
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv1d)]
@@ -122,14 +158,14 @@ def test_wave_resnet_is_residual_1d_and_384_wide() -> None:
     block = encoder.stages[1]
     for parameter in block.bn2.parameters():  # type: ignore[union-attr]
         nn.init.zeros_(parameter)
-    x = torch.randn(2, 64, 50).relu()
+    x = torch.randn(2, 64, 1, 50).relu()
     torch.testing.assert_close(block(x), x)  # what is left of a block is its shortcut
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7])
 def test_inputs_shorter_than_the_stride_have_the_same_output_and_right_gradients(length: int) -> None:
     block = BasicBlock1d(4, 6, 3, 4).eval()
-    x = torch.randn(5, 4, length)
+    x = torch.randn(5, 4, 1, length)
     longer = torch.nn.functional.pad(x, (0, 4 * ((length + 3) // 4) - length))
     torch.testing.assert_close(block(x), block(longer))
     block(x).square().sum().backward()
