@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmvicreg.datasets import in_folds
 from mmvicreg.errors import UserError
-from mmvicreg.runs import RECIPE, Run
+from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet
-
-
-def fold_runs(folder: Path) -> dict[int, Path]:
-    """The runs ``fold1``, ``fold2``, ... in a folder that is not itself a run; empty when it has none."""
-    if not folder.is_dir() or (folder / RECIPE).is_file():
-        return {}
-    found = {
-        int(match[1]): entry
-        for entry in folder.iterdir()
-        if (match := re.fullmatch(r"fold(\d+)", entry.name)) and (entry / RECIPE).is_file()
-    }
-    return dict(sorted(found.items()))
 
 
 def one_of(folder: Path, members: Mapping[int, Path], fold: int) -> Path:

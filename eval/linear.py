@@ -24,7 +24,7 @@ from mmvicreg.datasets import open_dataset
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval import supervised as baseline
-from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
+from mmvicreg.eval.fold_runs import check_fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
@@ -32,7 +32,7 @@ from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_re
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
-from mmvicreg.runs import Run, open_run
+from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.training.log import say

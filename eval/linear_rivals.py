@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.fold_runs import fold_runs, one_of
+from mmvicreg.eval.fold_runs import one_of
 from mmvicreg.recipes import differences
-from mmvicreg.runs import Run, open_run
+from mmvicreg.runs import Run, fold_runs, open_run
 
 
 @dataclass(frozen=True)

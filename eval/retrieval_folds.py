@@ -12,10 +12,10 @@ from rich.table import Table as RichTable
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
-from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs
+from mmvicreg.eval.fold_runs import check_fold_runs
 from mmvicreg.eval.output import Report, command_line, spread, write_report
 from mmvicreg.eval.retrieval_report import RECALLS, SEEN
-from mmvicreg.runs import open_run
+from mmvicreg.runs import fold_runs, open_run
 from mmvicreg.tables import console, print_table
 
 FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank", "mean_rank")

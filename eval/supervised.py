@@ -23,7 +23,7 @@ import mmvicreg
 from mmvicreg.config import Recipe
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
-from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
+from mmvicreg.eval.fold_runs import check_fold_runs, one_of
 from mmvicreg.eval.output import (
     Report,
     bad_sample_flag,
@@ -40,7 +40,7 @@ from mmvicreg.eval.supervised_training import fit, supervised_recipe
 from mmvicreg.eval.tasks import labels_of, tasks_of
 from mmvicreg.metrics import top_k_accuracy
 from mmvicreg.recipes import dump_recipe
-from mmvicreg.runs import Run, open_run
+from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.tables import console, print_table

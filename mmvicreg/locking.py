@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mmvicreg.errors import UserError
+
+PATIENCE = 20.0
+"""Seconds: the loader workers of a process that was killed hold its locks until they notice that it is gone."""
 
 
 @contextmanager
@@ -28,3 +34,41 @@ def locked(place: Path, *, create: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder that is there, or refuse when another process does for longer than ``PATIENCE``.
+
+    Args:
+        folder: the folder.
+        what: what the other process does there, for the message.
+
+    Raises:
+        UserError: it is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + PATIENCE
+        while not _taken(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() > until:
+                raise UserError(f"another process {what} {folder}; wait for it, or stop it first")
+            time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(flock: Callable[[int, int], None], handle: int, operation: int) -> bool:
+    try:
+        flock(handle, operation)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: side by side, as before
+        return True
+    return True

@@ -232,8 +232,13 @@ def open_run(path: Path) -> Run:
     return Run(path, parse_recipe(tree, source=str(file)))
 
 
-def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
-    """The run folder under ``base`` whose newest checkpoint was written last, among the given pairs.
+def newest_run(base: Path, *, pairs: Sequence[str] | None = None, like: Recipe | None = None) -> Run:
+    """The run folder under ``base`` whose newest checkpoint was written last.
+
+    Args:
+        base: where runs are looked for.
+        pairs: of these pairs alone.
+        like: of this recipe's pair, data set and objective alone.
 
     Raises:
         UserError: there is none.
@@ -246,12 +251,35 @@ def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
                 tree = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError, UnicodeDecodeError):
                 continue  # a broken run is not the newest fitting one; opened by name it is an error
-            if checkpoints and (pairs is None or (isinstance(tree, dict) and tree.get("pair") in pairs)):
+            kind = _kind(tree)
+            fits = (pairs is None or kind[0] in pairs) and (like is None or kind == _kind(like.model_dump()))
+            if checkpoints and fits:
                 found.append((max(path.stat().st_mtime for path in checkpoints), file.parent))
     if not found:
         what = f" of the pair {' or '.join(pairs)}" if pairs else ""
+        what += f" of {', '.join(_kind(like.model_dump()))}" if like is not None else ""
         raise UserError(f"no run{what} under {base}; train one first (mmvicreg train), or name its folder")
     return open_run(max(found)[1])
+
+
+def _kind(tree: Any) -> tuple[str, str, str]:
+    """Pair, data set and objective of a recipe as it is written; empty where there is none."""
+    try:
+        return tree["pair"], tree["dataset"]["name"], tree["objective"]["name"]
+    except (TypeError, KeyError):
+        return "", "", ""
+
+
+def fold_runs(folder: Path) -> dict[int, Path]:
+    """The runs ``fold1``, ``fold2``, ... in a folder that is not itself a run; empty when it has none."""
+    if not folder.is_dir() or (folder / RECIPE).is_file():
+        return {}
+    found = {
+        int(match[1]): entry
+        for entry in folder.iterdir()
+        if (match := re.fullmatch(r"fold(\d+)", entry.name)) and (entry / RECIPE).is_file()
+    }
+    return dict(sorted(found.items()))
 
 
 def check_free(path: Path) -> None:

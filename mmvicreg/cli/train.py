@@ -113,6 +113,8 @@ def train(
         **dict(_init(text) for text in init or ()),
     }
     asked = {key: value for key, value in overrides.items() if value is not None}
+    if resume and fold is None and out is not None and _fold_runs(out):
+        fold = "all"
     if (
         pair is None
         and resume
@@ -120,7 +122,8 @@ def train(
         and not (dataset or recipe or asked.keys() - _MOVABLE)
         and all(_of_data(setting) for setting in settings or ())
     ):
-        resolved = _recipe_of(out, asked, settings or [])
+        first = next(iter(_fold_runs(out).values()), out) if fold == "all" else out
+        resolved = _recipe_of(first, asked, settings or [])
     else:
         resolved = _recipe(pair, dataset, recipe, asked, settings or [], resume=resume)
     if print_config:
@@ -130,7 +133,7 @@ def train(
         return
     if fold not in (None, "all"):
         _check_fold(resolved)
-    folder = out if out is not None else _default_out(resolved, resume=resume)
+    folder = out if out is not None else _default_out(resolved, resume=resume, folds=fold == "all")
     from mmvicreg.training.launch import Launch
     from mmvicreg.training.launch import train as run_training
 
@@ -139,11 +142,11 @@ def train(
             raise UserError(
                 "--fold all starts one run after another: start it without torchrun, with --devices N"
             )
+        _check_set(folder)
         for number, part in _folds(resolved).items():
             place = folder / f"fold{number}"
-            run_training(
-                Launch(part, place, resume and (place / "recipe.yaml").is_file(), devices, device, workers)
-            )
+            there = resume and (place / "recipe.yaml").is_file()
+            run_training(Launch(part, place, there, devices, device, workers, whole=folder))
     else:
         run_training(Launch(resolved, folder, resume, devices, device, workers))
     typer.echo(str(folder))
@@ -237,15 +240,38 @@ def _init(text: str) -> tuple[str, dict[str, str]]:
 def _fold(fold: str) -> int | str:
     if fold == "none":
         return fold
-    if not fold.isdigit():
+    if not (fold.isascii() and fold.isdigit()):
         raise UserError(f"--fold expects a number, 'all' or 'none'; got '{fold}'")
     return int(fold)
 
 
-def _default_out(recipe: Recipe, *, resume: bool) -> Path:
+def _fold_runs(folder: Path) -> dict[int, Path]:
+    from mmvicreg.runs import fold_runs
+
+    return fold_runs(folder)
+
+
+def _check_set(folder: Path) -> None:
+    """A folder of runs by fold is no run itself."""
+    from mmvicreg.runs import RECIPE
+
+    if (folder / RECIPE).is_file():
+        raise UserError(
+            f"{folder} is a run, and --fold all makes a folder of runs, one a fold; choose another --out"
+        )
+
+
+def _default_out(recipe: Recipe, *, resume: bool, folds: bool) -> Path:
     if resume:
         from mmvicreg.runs import newest_run
 
-        return newest_run(Path("runs"), pairs=[recipe.pair]).path
+        newest = newest_run(Path("runs"), like=recipe).path
+        if not folds:
+            return newest
+        if newest not in _fold_runs(newest.parent).values():
+            raise UserError(
+                f"{newest}, the newest run of this kind, is not one of runs by fold; name them with --out"
+            )
+        return newest.parent
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe.pair}-{recipe.dataset.name}-{recipe.objective['name']}-{stamp}"

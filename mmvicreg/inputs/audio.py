@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmvicreg.errors import UserError
 from mmvicreg.inputs import audio_cache
-from mmvicreg.inputs.base import Input, InputSpec, Item, draws
+from mmvicreg.inputs.base import Input, InputSpec, Item, PartnerError, draws
 from mmvicreg.inputs.decode import Waveform, read_header, read_recording
 from mmvicreg.samples import Sample
 from mmvicreg.strict import Strict
@@ -111,7 +111,11 @@ class AudioInput(Input):
     ) -> Item:
         wave = self._clip(sample, rng)
         if rng is not None and other is not None:
-            wave = mix(wave, self._clip(other[0], rng), other[1])
+            try:
+                partner = self._clip(other[0], rng)
+            except UserError as error:
+                raise PartnerError(other[0], str(error)) from error
+            wave = mix(wave, partner, other[1])
         if rng is not None and self.config.noise_db is not None:
             wave = add_noise(wave, self.config.noise_db + rng.uniform(0, 40), rng)
         return {"waveform": torch.from_numpy(wave), "draws": draws(rng)}
@@ -159,11 +163,16 @@ class AudioInput(Input):
         """Be told the recordings that may be mixed in."""
         self._others = tuple(samples)
 
-    def survey(self, samples: Sequence[Sample]) -> list[str]:
+    def survey(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
         """Count the recordings that will be resampled, mixed, padded or cropped, from their headers."""
         counts = {"resampled": 0, "mixed to one channel": 0, "padded": 0, "cropped": 0}
         for sample in samples:
-            header = read_header(sample.audio) if sample.audio is not None else None
+            try:
+                header = read_header(sample.audio) if sample.audio is not None else None
+            except UserError:
+                if not skip:
+                    raise
+                continue
             if header is None:
                 continue
             seconds = header.frames / header.sample_rate

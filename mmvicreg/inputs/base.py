@@ -28,6 +28,19 @@ FIRST_CROP = 16
 """Training views of this number and higher are the small crops of multi-crop (``crops`` of an edge)."""
 
 
+class PartnerError(UserError):
+    """A sample that another was to be mixed with cannot be read; the other is none the worse.
+
+    Args:
+        sample: the one that cannot be read.
+        reason: its error's message.
+    """
+
+    def __init__(self, sample: Sample, reason: str) -> None:
+        super().__init__(reason)
+        self.sample = sample
+
+
 class NotPreparedError(UserError):
     """There is no place or room for what :meth:`Input.prepare` would put aside; reading works without it."""
 
@@ -93,8 +106,12 @@ class Input(ABC):
     def fit(self, samples: Sequence[Sample]) -> None:  # noqa: B027 - most inputs learn nothing
         """Learn from the training samples what the input needs (a vocabulary)."""
 
-    def survey(self, samples: Sequence[Sample]) -> list[str]:
-        """What will be done to samples that are not as asked, in words to say once."""
+    def survey(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
+        """What will be done to samples that are not as asked, in words to say once.
+
+        Raises:
+            UserError: one of the samples cannot be read, without ``skip``.
+        """
         return []
 
     def prepare(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:

@@ -69,7 +69,7 @@ class TextInput(Input):
         else:
             self._tokenizer = SentencePieceTokenizer.train(captions, vocabulary=self.config.vocabulary)
 
-    def survey(self, samples: Sequence[Sample]) -> list[str]:
+    def survey(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
         """Count captions that say nothing in this vocabulary, which an encoder could not tell from one another."""
         if not isinstance(self.tokenizer, WordTokenizer):
             return []

@@ -13,9 +13,9 @@ import torch
 _VIEW, _ORDER, _STEP, _WEIGHTS, _SUBSTITUTE = 1, 2, 3, 4, 5
 
 
-def view_rng(seed: int, epoch: int, sample: int, view: int) -> np.random.Generator:
-    """The generator of one view of one sample in one epoch."""
-    return np.random.default_rng([_VIEW, seed, epoch, sample, view])
+def view_rng(seed: int, epoch: int, sample: int, view: int, again: int = 0) -> np.random.Generator:
+    """The generator of one view of one sample in one epoch; ``again``: of those drawn anew, from 1."""
+    return np.random.default_rng([_VIEW, seed, epoch, sample, view] + [again] * bool(again))
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:

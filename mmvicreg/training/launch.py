@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import torch
 from mmvicreg.branches.init import pin, pin_as, settle
 from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.errors import UserError
+from mmvicreg.locking import alone_in
 from mmvicreg.recipes import differences, dump_recipe
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
@@ -45,6 +47,7 @@ class Launch:
         devices: processes to start on this machine.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: loader workers per process; None: the cores there are, shared out, at most 8.
+        whole: the folder of runs by fold that it is one of, which is continued as a whole.
     """
 
     recipe: Recipe | None
@@ -53,6 +56,14 @@ class Launch:
     devices: int = 1
     device: str = "auto"
     workers: int | None = None
+    whole: Path | None = None
+
+    @property
+    def way_on(self) -> str:
+        """How it is taken up again after it was stopped."""
+        if not (self.out / RECIPE).is_file():
+            return "nothing is kept of a run that had not begun; start it again"
+        return f"continue with: mmvicreg train --resume --out {self.whole or self.out}"
 
 
 def train(launch: Launch) -> Path:
@@ -72,10 +83,7 @@ def train(launch: Launch) -> Path:
             check_devices(launch.devices, launch.device)
             start_processes(launch.devices, _worker, launch)
     except Stopped as stopped:
-        say(
-            f"stopped by {signal.Signals(stopped.signal).name}; continue with: "
-            f"mmvicreg train --resume --out {launch.out}"
-        )
+        say(f"stopped by {signal.Signals(stopped.signal).name}; {launch.way_on}")
         raise SystemExit(128 + stopped.signal) from None
     return launch.out
 
@@ -86,7 +94,10 @@ def _worker(launch: Launch) -> None:
     from mmvicreg.training.loop import Trainer
 
     world = join_world(launch.device)
+    held = ExitStack()
     try:
+        if launch.resume:
+            _together(world, lambda: _hold(held, open_run(launch.out)))
         run = _together(world, lambda: _plan(launch, world.device))
         if not run.recipe.training.epochs:
             _together(world, lambda: import_weights(run, resume=launch.resume))
@@ -96,12 +107,19 @@ def _worker(launch: Launch) -> None:
             _together(world, lambda: _keep_recipe(run))
         else:
             # only now, when nothing the user gave can be wrong any more: a mistake leaves no folder behind
-            _together(world, lambda: _create(run, trainer))
+            _together(world, lambda: _hold(held, _create(run, trainer)))
         stopped_by = trainer.train().stopped_by
     finally:
+        held.close()
         leave_world()
     if stopped_by is not None:
         raise Stopped(stopped_by)
+
+
+def _hold(held: ExitStack, run: Run) -> Run:
+    """The run, as long as this process trains it its own: two would write over each other's checkpoints."""
+    held.enter_context(alone_in(run.path, "trains the run in"))
+    return run
 
 
 def _create(run: Run, trainer: Trainer) -> Run:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmvicreg.branches.model import Batch, build_graph, view_key
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.base import Input, Item
+from mmvicreg.inputs.base import Input, Item, PartnerError
 from mmvicreg.samples import Sample
 from mmvicreg.skipped import Skipped
 from mmvicreg.training.addressing import epoch_order, substitute, view_rng
@@ -81,11 +81,17 @@ class ViewDataset(Dataset["Row | Failure"]):
         """The views of one row in one epoch, or of the row that takes its place."""
         epoch, row = address
         skipped: list[Skipped] = []
-        chosen = row
+        chosen, again = row, 0
         for attempt in range(self.attempts + 1):
             index, _ = self._row(chosen)
             try:
-                return Row(index, self._read(epoch, row, chosen), tuple(skipped))
+                return Row(index, self._read(epoch, row, chosen, again), tuple(skipped))
+            except PartnerError as error:
+                if not self.attempts:
+                    return Failure(str(error))
+                skipped.append(Skipped.of(error.sample, str(error)))
+                again += 1  # this sample once more, with another partner
+                continue
             except UserError as error:
                 if not self.attempts:
                     return Failure(str(error))
@@ -100,12 +106,15 @@ class ViewDataset(Dataset["Row | Failure"]):
         """Position in ``samples``, and which caption: None where the address draws it."""
         return (row, None) if self.rows is None else self.rows[row]
 
-    def _read(self, epoch: int, row: int, chosen: int) -> dict[str, Item]:
-        """Views of the row ``chosen`` as ``row``'s address draws them: no copy of its own in the same epoch."""
+    def _read(self, epoch: int, row: int, chosen: int, again: int) -> dict[str, Item]:
+        """Views of the row ``chosen`` as ``row``'s address draws them: no copy of its own in the same epoch.
+
+        ``again``: how often these views were drawn before.
+        """
         index, caption = self._row(chosen)
         views: dict[str, Item] = {}
         for name, numbers in self.views.items():
-            rngs = {view: view_rng(self.seed, epoch, row, view) for view in numbers}
+            rngs = {view: view_rng(self.seed, epoch, row, view, again) for view in numbers}
             loaded = self.inputs[name].load_views(self.samples[index], rngs, caption=caption)
             for view, item in loaded.items():
                 views[f"{name}/{view}"] = {**item, "view": torch.tensor(view)}

@@ -31,27 +31,36 @@ class RunLog:
         try:
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self._path.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            raise UserError(
+                f"cannot write {error.filename or self._path}: {error.strerror or error}"
+            ) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one measurement; nested numbers become TensorBoard scalars ``a/b``."""
         try:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._path}: {error.strerror or error}. Free some space and continue with --resume"
-            ) from error
-        for name, value in flatten(line).items():
-            if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, int(line["step"]))
+            for name, value in flatten(line).items():
+                if name not in ("step", "epoch"):
+                    self._events.add_scalar(name, value, int(line["step"]))
+        except OSError as error:  # TensorBoard's thread hands on what stopped it
+            raise self._full(error) from error
 
     def close(self) -> None:
         """Flush everything."""
-        self._file.close()
-        self._events.close()
+        try:
+            self._file.close()
+            self._events.close()
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _full(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path} or TensorBoard's events beside it: {error.strerror or error}. Free some space "
+            "and continue with --resume"
+        )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -372,12 +372,9 @@ class Trainer:
 
     def _survey(self, name: str, source: Input) -> None:
         for part in self.data.reading(name):
-            try:
-                for note in source.survey(self.data.samples[part]):
-                    say(note)
-            except UserError:  # it reads headers, and only counts
-                if self.data.parts[part].dataset.on_bad_sample == "error":
-                    raise
+            skip = self.data.parts[part].dataset.on_bad_sample == "skip"
+            for note in source.survey(self.data.samples[part], skip=skip):
+                say(note)
 
     def _explain(self, error: NonFiniteError, batch: Batch) -> UserError:
         index = gather_rows(batch.by_source()[error.source].index)[list(error.rows)[:5]]

@@ -16,7 +16,9 @@ import yaml
 from tiny import as_flags, tiny_recipe
 
 from mmvicreg.cli import main
+from mmvicreg.locking import alone_in
 from mmvicreg.recipes import dump_recipe, load_recipe, parse_recipe, recipe_path
+from mmvicreg.runs import open_run
 
 
 class Said(NamedTuple):
@@ -229,6 +231,48 @@ def test_a_broken_file_is_named_and_the_retry_starts(
     assert said.status == 0, said.err
     assert said.out.strip() == "run"
     assert sorted(Path("run", "checkpoints").glob("*.pt"))
+
+
+def test_runs_by_fold_are_taken_up_again_by_their_folder_alone(train: Command, tiny_tones: Path) -> None:
+    flags = [*as_flags("wave-mel", tiny_tones, "training.epochs=1"), "--workers", "0"]
+    assert train(*flags, "--fold", "all", "--out", "set").status == 0
+    done = {n: (Path("set") / f"fold{n}" / "recipe.yaml").read_bytes() for n in range(1, 6)}
+    for number in (4, 5):
+        shutil.rmtree(Path("set") / f"fold{number}")
+    said = train("--resume", "--out", "set", "--workers", "0")
+    assert said.status == 0, said.err
+    assert done == {n: (Path("set") / f"fold{n}" / "recipe.yaml").read_bytes() for n in range(1, 6)}
+    assert all(open_run(Path("set") / f"fold{n}").epochs_done == 1 for n in range(1, 6))
+    refused(train(*flags, "--fold", "all", "--out", "set/fold1"), "set/fold1 is a run", "another --out")
+    refused(train(*flags, "--fold", "²", "--out", "run"), "--fold expects a number")
+
+
+def test_the_newest_runs_by_fold_of_a_kind_are_found_to_be_resumed(train: Command, tiny_tones: Path) -> None:
+    flags = [*as_flags("wave-mel", tiny_tones, "training.epochs=1"), "--workers", "0"]
+    assert train(*flags, "--fold", "all", "--out", "runs/set").status == 0
+    shutil.rmtree("runs/set/fold2")
+    other = [*flags, "--method", "barlow_twins", "--out", "runs/other"]
+    assert train(*other).status == 0
+    said = train(*flags, "--fold", "all", "--resume")
+    assert said.status == 0, said.err
+    assert said.out.strip() == "runs/set"
+    assert (Path("runs/set/fold2") / "checkpoints").is_dir()
+    said = train(*flags, "--method", "barlow_twins", "--fold", "all", "--resume")
+    refused(said, "runs/other, the newest run of this kind, is not one of runs by fold", "--out")
+    refused(train(*flags, "--method", "simclr", "--resume"), "no run of wave-mel, tones, simclr under runs")
+
+
+def test_a_run_that_is_being_trained_is_not_resumed_beside_it(
+    train: Command, tiny_tones: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*as_flags("wave-mel", tiny_tones, "training.epochs=1"), "--workers", "0", "--out", "run"]
+    assert train(*flags).status == 0
+    monkeypatch.setattr("mmvicreg.locking.PATIENCE", 0.3)
+    before = fingerprint(Path("run"))
+    with alone_in(Path("run"), "holds"):
+        refused(train("--resume", "--out", "run"), "another process trains the run in run", "wait for it")
+    assert fingerprint(Path("run")) == before
+    assert train("--resume", "--out", "run").status == 0
 
 
 def test_an_occupied_out_is_refused_and_untouched(train: Command, tiny_shapes: Path) -> None:

@@ -479,3 +479,6 @@ def test_survey_names_a_broken_recording_before_training_starts(tmp_path: Path, 
     source = AudioInput(AudioInput.Config(sample_rate=8000, seconds=1))
     with pytest.raises(UserError, match=r"clip\.wav"):
         source.survey([Sample("s", audio=path)])
+    good = write(tmp_path / "good.wav", tone(16000), 16000)
+    both = [Sample("s", audio=path), Sample("t", audio=good)]
+    assert [note[:6] for note in source.survey(both, skip=True)] == ["1 of 2"]

@@ -95,6 +95,44 @@ def test_substitutes_do_not_depend_on_processes_workers_or_the_start(damaged: Pa
         assert all(torch.equal(batch[key], other[key]) for key in batch)
 
 
+def test_a_recording_that_others_mix_in_is_left_out_and_they_are_not(
+    tiny_tones: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "tones"
+    shutil.copytree(tiny_tones, root)
+    mixing = [SKIP, "inputs.audio.mix.probability=1", "inputs.audio.cache=false"]
+    recipe = tiny_recipe("wave-mel", root, *mixing)
+    samples = list(training_samples(open_dataset("tones", root=root), split="", fold=1))
+    bad = 5
+    path = samples[bad].audio
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:60])
+
+    def epochs(**options: int) -> list[dict[str, torch.Tensor]]:
+        inputs = build_inputs(recipe)
+        inputs["audio"].train_on(samples)
+        made.append(TrainingLoader(recipe, inputs, samples, rank=0, world_size=1, **options))
+        return [flat(batch) for number in range(3) for batch in made[-1].epoch(number)]
+
+    made: list[TrainingLoader] = []
+    batches = epochs(workers=0)
+    per_epoch = len(batches) // 3
+    for number in range(3):
+        order = epoch_order(recipe.seed, number, len(samples)).tolist()
+        part = batches[number * per_epoch : (number + 1) * per_epoch]
+        seen = torch.cat([batch["index"] for batch in part]).tolist()
+        for row, index in zip(order, seen, strict=False):
+            assert index == row or row == bad  # who only met the damaged one as a partner stays
+            assert index != bad
+    assert [*made[0].skipped] == [samples[bad].id]
+    assert made[0].skipped[samples[bad].id].file == str(path)
+    for one, other in zip(batches, epochs(workers=2), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    recipe = tiny_recipe("wave-mel", root, *mixing[1:])
+    with pytest.raises(UserError, match=rf"{path.name}.*--on-bad-sample skip"):
+        epochs(workers=0)
+
+
 def test_data_of_which_nothing_can_be_read_is_an_error(damaged: Path) -> None:
     for sample in samples_of(damaged):
         assert sample.image is not None
