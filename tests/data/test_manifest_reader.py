@@ -137,6 +137,29 @@ def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
             [{"audio": f"{f}.wav", "fold": f, "group": "g"} for f in (1, 2)],
             "group 'g' lies in fold 2.*in fold 1",
         ),
+        (
+            [{"audio": f"{s}.wav", "split": s, "group": "g"} for s in ("train", "test")],
+            r"line \d: the group 'g' lies in the split 'test' and, in .*line \d, in the split 'train'",
+        ),
+        (
+            [{"audio": "a/0.wav", "fold": 1}, {"audio": "./a/0.wav", "fold": 2}],
+            r"line \d lists the recording '\./a/0\.wav' again \(first in .*line \d\)",
+        ),
+        (
+            [
+                {"image": "a.jpg", "caption": "x", "split": "train"},
+                {"image": "b/../a.jpg", "caption": "y", "split": "test"},
+            ],
+            r"line \d gives the image 'b/\.\./a\.jpg' the split 'test', .*line \d 'train'",
+        ),
+        (
+            [{"image": "a.jpg", "audio": f"{s}.wav", "caption": s, "split": s} for s in ("train", "test")],
+            r"line \d: the picture '.*a\.jpg' lies in the split 'test'.*line \d, in the split 'train'",
+        ),
+        (
+            [{"image": "a.jpg", "caption": "x", "id": 1}, {"image": "a.jpg", "caption": "y", "id": 2}],
+            r"line \d gives the image 'a\.jpg' the id '2', .*line \d '1'.*leave the column out",
+        ),
     ],
 )
 def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> None:
@@ -144,6 +167,24 @@ def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> 
     with pytest.raises(UserError, match=message) as caught:
         Manifest(path).samples("all")
     assert str(path) in str(caught.value)
+
+
+def test_one_file_written_in_two_ways_is_one_picture(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "caption": "x"},
+        {"image": str(tmp_path / "a.jpg"), "caption": "y", "id": "mine"},
+    ]
+    (sample,) = Manifest(write(tmp_path, rows, "jsonl")).samples("train")
+    assert (sample.id, sample.captions) == ("mine", ("x", "y"))
+
+
+def test_a_caption_that_is_there_again_is_told(tmp_path: Path) -> None:
+    """COCO has pictures of which two people wrote the same, so that it is not refused."""
+    path = write(tmp_path, [*PICTURES, {**PICTURES[0], "image": "./a.jpg"}], "csv")
+    data = Manifest(path)
+    assert data.notes == (f"1 pictures of {path} have a caption twice, which counts twice: a.jpg",)
+    assert len(data.samples("train")[0].captions) == 3
+    assert Manifest(write(tmp_path / "other", PICTURES, "csv")).notes == ()
 
 
 def test_missing_files(tmp_path: Path) -> None:
