@@ -13,7 +13,7 @@ import csv
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
@@ -192,7 +192,7 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
     if split is not None and ("+" in split or split == "all"):
         raise UserError(f"{where}: a split cannot be called '{split}'; '+' and 'all' make unions")
-    name = str(PurePosixPath(check_inside(text["filename"], path)))
+    name = check_inside(text["filename"], path)
     return Row(name, text.get("label"), None if fold is None else int(fold), split, text.get("source"))
 
 

@@ -298,13 +298,13 @@ def check_captions(captions: Sequence[object], image: str, source: Path) -> tupl
 
 
 def check_inside(name: object, source: Path) -> str:
-    """A file name from a data set's list, refused when it would leave the data set's folder."""
+    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: a file name is missing or not text: {name!r}")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{source}: the file name '{name}' leads outside the data set's folder")
-    return name
+    return str(path)
 
 
 def shorten(names: Sequence[str]) -> str:

@@ -177,6 +177,10 @@ def edit(root: Path, change: Callable[[dict[str, list[dict[str, object]]]], None
             lambda t: t["images"][0].update(file_name=t["images"][2]["file_name"]),
             r"lists the same file under several ids: 0+1\.jpg$",
         ),
+        (
+            lambda t: t["images"][0].update(file_name=f"./{t['images'][2]['file_name']}"),
+            r"lists the same file under several ids: 0+1\.jpg$",
+        ),
         (lambda t: t["annotations"][4].update(id=t["annotations"][5]["id"]), "lists captions twice, by id"),
         (lambda t: t["images"].pop(), "captions of images that it does not list.*1"),
         (lambda t: t["annotations"].clear(), "not a file of COCO captions"),
