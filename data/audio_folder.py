@@ -18,7 +18,15 @@ from typing import ClassVar
 
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
-from mmvicreg.data.reader import Reader, check_inside, check_present, class_order, csv_rows, shorten
+from mmvicreg.data.reader import (
+    Reader,
+    check_inside,
+    check_present,
+    class_order,
+    csv_rows,
+    encode_name,
+    shorten,
+)
 from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.decode import SUFFIXES
@@ -200,7 +208,8 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     """The recordings in one folder a class (in folders of splits, perhaps), and how many files are none.
 
     Raises:
-        UserError: no class folders, recordings outside of them, or a class folder without recordings.
+        UserError: no class folders, recordings outside of them, a class folder without recordings, or a name that is
+            not UTF-8.
     """
     tops = _subfolders(root)
     splits: list[Path | None] = [None]
@@ -220,7 +229,9 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
                 )
             others += len(files) - len(found)
             names = [path.relative_to(root).as_posix() for path in found]
-            rows += [Row(name, folder.name, split=split.name if split else None) for name in names]
+            for name in names:
+                encode_name(name, "recording", root)
+                rows.append(Row(name, folder.name, split=split.name if split else None))
     if not rows:
         raise UserError(f"{root} holds neither a table (.csv) nor class folders. {card.way_out(root)}")
     return rows, (f"{others} files in {root} are no recordings by their names",) if others else ()

@@ -307,6 +307,18 @@ def check_inside(name: object, source: Path) -> str:
     return str(path)
 
 
+def encode_name(name: str, what: str, root: Path) -> bytes:
+    """A file name found below ``root`` as UTF-8, which everything that is written of samples is in.
+
+    Raises:
+        UserError: it is not UTF-8 on the disk; the message calls the file a ``what``.
+    """
+    try:
+        return name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of the {what} {name!r} in {root} is not UTF-8; rename it") from error
+
+
 def shorten(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     more = len(names) - SHOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -284,6 +285,14 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         AudioFolder(tmp_path / "words")
     with pytest.raises(UserError, match="needs --data-root DIR"):
         open_dataset("audio-folder")
+
+
+def test_a_name_that_is_not_utf8_is_refused_when_the_folder_is_opened(tmp_path: Path) -> None:
+    """It was trained on, until the first checkpoint wrote the names of all samples down."""
+    root = folders(tmp_path, "dog/1.wav", "cat/2.wav")
+    (root / "cat" / "2.wav").rename(root / "cat" / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(UserError, match=r"recording 'cat/caf\\udce9\.wav' in .* is not UTF-8; rename it"):
+        AudioFolder(root)
 
 
 def test_verify_reads_every_recording(tmp_path: Path) -> None:
