@@ -9,7 +9,6 @@ recordings of one source together.
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -142,17 +141,12 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     """
     rows: dict[str, tuple[Row, str]] = {}
     columns: dict[str, None] = {}
-    try:
-        for _, where, cells in csv_rows(path, one_of=("filename",)):
-            columns.update((key, None) for key in cells)
-            row = _row(cells, path, where)
-            if row.name in rows:
-                raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")
-            rows[row.name] = row, where
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
+    for _, where, cells in csv_rows(path, one_of=("filename",)):
+        columns.update((key, None) for key in cells)
+        row = _row(cells, path, where)
+        if row.name in rows:
+            raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")
+        rows[row.name] = row, where
     if not rows:
         raise UserError(f"{path} has no rows")
     unused = [column for column in columns if column not in COLUMNS]
@@ -196,7 +190,7 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
     fold, split = text.get("fold"), text.get("split")
     if fold is None and split is not None and (number := fold_number(split)) is not None:
         fold, split = str(number), None
-    if fold is not None and not (fold.isdecimal() and int(fold) >= 1):
+    if fold is not None and not (fold.isdecimal() and len(fold) < 10 and int(fold) >= 1):
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
     if split is not None and ("+" in split or split == "all"):
         raise UserError(f"{where}: a split cannot be called '{split}'; '+' and 'all' make unions")

@@ -8,7 +8,6 @@ relative to the manifest; ``a.jpg`` and ``./a.jpg`` are one file.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from mmvicreg.data.reader import (
     check_captions,
     check_folder,
     check_present,
+    check_unicode,
     class_order,
     csv_rows,
     not_here,
@@ -144,6 +144,7 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         )
         for number, where, cells in rows_of:
             for key in cells:
+                check_unicode(key, f"{where}: a key")
                 if key not in KEYS and key not in unused:
                     guess = nearest(key, KEYS)
                     if guess != ".":
@@ -152,8 +153,8 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
             rows.append(_row(cells, number, where, folder))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as text: {error}; save it in UTF-8") from error
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
@@ -169,6 +170,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
                 cells = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where} is not JSON: {error.msg} (truncated file?)") from error
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # a number of thousands of digits, thousands of brackets
+                raise UserError(f"{where} cannot be read: {error}; mend or remove it") from error
             if not isinstance(cells, dict):
                 raise UserError(f"{where} is not a JSON object")
             yield number, where, {key: value for key, value in cells.items() if value is not None}
@@ -181,6 +187,7 @@ def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> 
             return None
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise UserError(f"{where}: {key} is not text: {value!r}")
+        check_unicode(str(value), f"{where}: {key}")
         return str(value).strip()
 
     def file(key: str) -> str | None:
@@ -216,23 +223,23 @@ def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> 
 def _captions(cells: Mapping[str, object], where: str) -> tuple[object, ...]:
     if "caption" in cells and "captions" in cells:
         raise UserError(f"{where} gives both caption and captions; give one of them")
-    if "captions" not in cells:
-        return (cells["caption"],) if "caption" in cells else ()
-    captions = cells["captions"]
+    captions = cells.get("captions", [cells["caption"]] if "caption" in cells else [])
     if isinstance(captions, str):
         try:
             captions = json.loads(captions)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             captions = None
     if not isinstance(captions, list):
         raise UserError(f"{where}: captions is not a JSON list of texts; one caption goes in caption")
+    for caption in captions:
+        check_unicode(str(caption), f"{where}: a caption")
     return tuple(captions)
 
 
 def _fold(value: str | None, where: str) -> int | None:
     if value is None:
         return None
-    if not value.isdecimal() or int(value) < 1:
+    if not value.isdecimal() or len(value) > 9 or int(value) < 1:
         raise UserError(f"{where}: the fold '{value}' is not a whole number of 1 or more")
     return int(value)
 

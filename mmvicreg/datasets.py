@@ -74,7 +74,7 @@ def _make(cls: Any, name: str, place: Path) -> None:
 
 def fold_number(split: str) -> int | None:
     """Which fold a split is (``fold3``: 3); None for any other name."""
-    match = re.fullmatch(r"fold([1-9]\d*)", split)
+    match = re.fullmatch(r"fold([1-9]\d{0,8})", split)
     return int(match[1]) if match is not None else None
 
 

@@ -260,7 +260,12 @@ def test_missing_files_and_empty_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 2 recordings listed in .*sub/b\.wav.*relative to"):
         AudioFolder(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    for text, message in (("filename,label\n", "has no rows"), ("filename,label\na.wav\n", "fewer cells")):
+    for text, message in (
+        ("filename,label\n", "has no rows"),
+        ("filename,label\na.wav\n", "fewer cells"),
+        ('filename,label\na.wav,"x\n', "begins in line 2 is not CSV: unexpected end"),
+        (f"filename,fold\na.wav,{'9' * 5000}\n", "line 2: the fold '9+' is not"),
+    ):
         (tmp_path / "b" / "x.csv").write_text(text)
         with pytest.raises(UserError, match=message):
             AudioFolder(tmp_path / "b")

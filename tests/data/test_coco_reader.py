@@ -195,6 +195,10 @@ def edit(root: Path, change: Callable[[dict[str, list[dict[str, object]]]], None
             lambda t: t["annotations"][4].update(caption="  "),
             r"caption 2 of 5 of the picture '0+2\.jpg' is empty",
         ),
+        (
+            lambda t: t["annotations"][4].update(caption="a \ud83d"),
+            r"caption 2 of the picture '0+2\.jpg' holds half a character",
+        ),
         (lambda t: t["annotations"][4].update(caption=7), r"caption 2 of the picture '0+2\.jpg' is not text"),
         (lambda t: t["images"].append(dict(t["images"][0])), "lists images twice.*3"),
         (

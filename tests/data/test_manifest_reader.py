@@ -87,6 +87,8 @@ def test_numbers_as_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
     data = Manifest(write(tmp_path, rows, "jsonl"))
     assert data.classes == ("9", "10", "100")
     assert [sample.label for sample in data.samples("train")] == [1, 0, 2]
+    long = "9" * 5000  # more digits than Python makes a number of
+    assert Manifest(write(tmp_path / "long", [{"audio": "a.wav", "label": long}], "csv")).classes == (long,)
 
 
 def test_recordings_alone_and_absolute_paths(tmp_path: Path) -> None:
@@ -210,6 +212,33 @@ def test_missing_files(tmp_path: Path) -> None:
         ("m.csv", "image,caption,split\na.jpg\n", "line 2: fewer cells"),
         ("m.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b', "line 2 is not JSON"),
         ("m.jsonl", '["a.jpg"]\n', "line 1 is not a JSON object"),
+        (
+            "m.csv",
+            'image,caption\na.jpg,x\nb.jpg,"a dog\nc.jpg,y\n',
+            "begins in line 3 is not CSV: unexpected end",
+        ),
+        ("m.csv", f"image,caption\na.jpg,{'x' * 131_073}\n", "begins in line 2 is not CSV: field larger"),
+        (
+            "m.csv",
+            'image,caption\na.jpg,"a "big" dog"\n',
+            "line 2 is not CSV.*one inside of it is written twice",
+        ),
+        ("m.csv", f"audio,fold\na.wav,{'9' * 5000}\n", "line 2: the fold '9+' is not"),
+        (
+            "m.csv",
+            'image,captions\na.jpg,"[""\\ud83d""]"\n',
+            r"line 2: a caption holds half a character, '\\ud83d'",
+        ),
+        ("m.csv", f"image,captions\na.jpg,{'[' * 100_000}\n", "line 2: captions is not a JSON list"),
+        ("m.jsonl", '{"audio": "a.wav", "label": ' + "9" * 5000 + "}\n", "line 1 cannot be read: .*4300"),
+        ("m.jsonl", '\n{"audio": ' + "[" * 100_000 + "\n", "line 2 cannot be read: .*recursion"),
+        (
+            "m.jsonl",
+            '{"image": "a.jpg", "caption": "x \\ud83d"}\n',
+            r"line 1: a caption holds half .*'\\ud83d'",
+        ),
+        ("m.jsonl", '{"audio": "caf\\udce9.wav"}\n', "line 1: audio holds half a character"),
+        ("m.jsonl", '{"audio": "a.wav", "\\ud83d": 1}\n', "line 1: a key holds half a character"),
         ("m.txt", "x", "neither .csv nor .jsonl"),
     ],
 )
@@ -225,6 +254,13 @@ def test_another_encoding_is_told_which_one_to_take(tmp_path: Path, encoding: st
     path.write_text("image,caption\na.jpg,ein Mädchen\n", encoding=encoding)
     with pytest.raises(UserError, match=r"m\.csv cannot be read as a table.*save it in UTF-8"):
         Manifest(path)
+
+
+def test_whole_characters_beyond_16_bit_are_taken(tmp_path: Path) -> None:
+    """JSON writes them as two halves."""
+    path = write(tmp_path, [{"image": "a.jpg", "caption": "\N{DOG FACE}"}], "jsonl")
+    assert "\\ud83d\\udc36" in path.read_text()
+    assert Manifest(path).samples("train")[0].captions == ("\N{DOG FACE}",)
 
 
 def test_folders(tmp_path: Path) -> None:
