@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
@@ -25,6 +26,7 @@ from mmvicreg.data.reader import (
     csv_rows,
     encode_name,
     shorten,
+    unlabelled,
 )
 from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
@@ -32,6 +34,14 @@ from mmvicreg.inputs.decode import SUFFIXES
 from mmvicreg.samples import Sample
 
 COLUMNS = ("filename", "label", "fold", "split", "source")
+MEANT = MappingProxyType(
+    {
+        **dict.fromkeys(("class", "classes", "class_name", "category", "target"), "label"),
+        **dict.fromkeys(("subset", "partition"), "split"),
+        **dict.fromkeys(("group", "src_file"), "source"),  # as a manifest and ESC-50 call it
+    }
+)
+"""Names of other tables, and the column they are here."""
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 """Folders of these names alone hold splits, not classes."""
 
@@ -67,7 +77,7 @@ class AudioFolder(Reader):
             )
         rows, notes = read_table(tables[0]) if tables else read_folders(self.root, self.card)
         place = tables[0] if tables else self.root
-        self.notes = (*notes, *(_unlabelled(rows, place)))
+        self.notes = (*notes, *unlabelled([row.label for row in rows], place))
         if rows[0].fold is None and rows[0].split is None:
             rows = self._make_folds(rows, place)
         _check_sources(rows, place)
@@ -173,10 +183,15 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
 
 
 def _check_spelling(unused: Iterable[str], used: Iterable[str], path: Path) -> None:
-    """Refuse a column that seems to be one that is read: folds would be made where they are told."""
-    absent = [column for column in COLUMNS if column not in used]
+    """Refuse a column that seems to be one that is read: folds would be made where they are told, or no probe run."""
+    told = {*used}
+    if told & {"fold", "split"}:  # a table may not have both
+        told |= {"fold", "split"}
+    absent = [column for column in COLUMNS if column not in told]
     for column in unused:
-        if close := difflib.get_close_matches(column.strip().lower(), absent, n=1, cutoff=0.75):
+        name = column.strip().lower()
+        name = MEANT.get(name, name)
+        if close := difflib.get_close_matches(name, absent, n=1, cutoff=0.75):
             raise UserError(
                 f"{path} has a column '{column}', which is not read, and none called '{close[0]}': rename it (to "
                 "something less alike, if that is not what it is)"
@@ -257,12 +272,6 @@ def _check_loose(folder: Path) -> None:
             f"{folder} holds recordings that are in no class folder ({shorten(sorted(loose))}); put them into one "
             "folder a class, or list them in a table (a .csv with the columns filename and label)"
         )
-
-
-def _unlabelled(rows: Sequence[Row], place: Path) -> tuple[str, ...]:
-    if rows[0].label is not None:
-        return ()
-    return (f"{place} has no column label: a run can be trained on it, and no probe",)
 
 
 def _check_sources(rows: list[Row], place: Path) -> None:

@@ -26,6 +26,7 @@ from mmvicreg.data.reader import (
     csv_rows,
     not_here,
     shorten,
+    unlabelled,
 )
 from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
@@ -77,6 +78,8 @@ class Manifest(Reader):
         rows, notes = read_rows(path)
         rows = _merge(rows)
         self.notes = (*notes, *_repeated(rows, path))
+        if rows[0].audio is not None:
+            self.notes += unlabelled([row.label for row in rows], path)
         _check_whole(rows, path)
         labels = {row.label for row in rows if row.label is not None}
         self.classes = class_order(labels)

@@ -222,6 +222,13 @@ def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if numbers else sorted(names))
 
 
+def unlabelled(labels: Sequence[str | None], place: Path) -> tuple[str, ...]:
+    """A note where recordings have no class."""
+    if any(label is not None for label in labels):
+        return ()
+    return (f"{place} has no column label: a run can be trained on it, and no probe",)
+
+
 def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
     """The error for a JSON file that does not parse: truncated, or something else."""
     size = path.stat().st_size

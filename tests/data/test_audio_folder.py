@@ -57,7 +57,14 @@ def test_a_table_with_folds(tmp_path: Path) -> None:
 
 def test_a_table_with_splits_and_columns_of_ones_own(tmp_path: Path) -> None:
     rows = [
-        {"filename": f"{n}.flac", "label": n % 3 + 8, "split": split, "microphone": "x"}
+        {
+            "filename": f"{n}.flac",
+            "label": n % 3 + 8,
+            "split": split,
+            "microphone": "x",
+            "class": "x",
+            "folds": 1,
+        }
         for n, split in enumerate(["train", "train", "train", "test"])
     ]
     data = AudioFolder(table(tmp_path, *rows))
@@ -65,7 +72,7 @@ def test_a_table_with_splits_and_columns_of_ones_own(tmp_path: Path) -> None:
     assert not in_folds(data)
     assert data.classes == ("8", "9", "10")
     assert [s.label for s in data.samples("train")] == [0, 1, 2]
-    assert any("microphone" in note for note in data.notes)
+    assert any("microphone, class, folds" in note for note in data.notes)  # label and split are there
 
 
 def test_splits_called_folds_are_folds_and_others_are_not(tmp_path: Path) -> None:
@@ -229,6 +236,15 @@ def test_made_folds_are_even_over_classes() -> None:
         (
             [{"filename": "a.wav", "folds": 1}],
             "a column 'folds', which is not read, and none called 'fold': rename",
+        ),
+        (
+            [{"filename": "a.wav", "class": "x"}],
+            "a column 'class', which is not read, and none called 'label': rename it",
+        ),
+        ([{"filename": "a.wav", "Category": "x"}], "'Category', which is not read, and none called 'label'"),
+        (
+            [{"filename": "a.wav", "label": "x", "group": "g"}],
+            "'group', which is not read, and none called 'source'",
         ),
         ([{"filename": "a.wav", "Label": "x"}], "'Label', which is not read, and none called 'label'"),
         (

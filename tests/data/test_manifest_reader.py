@@ -56,6 +56,7 @@ def test_pictures(tmp_path: Path, kind: str, by_folder: bool) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_recordings_in_folds(tmp_path: Path, kind: str) -> None:
     data = Manifest(write(tmp_path, RECORDINGS, kind))
+    assert data.notes == ()
     assert data.splits() == ("fold1", "fold2")
     assert data.classes == ("dog", "rain")
     assert [(s.id, s.label, s.fold, s.group) for s in data.samples("fold1")] == [
@@ -97,6 +98,9 @@ def test_recordings_alone_and_absolute_paths(tmp_path: Path) -> None:
     near.mkdir()
     (sample,) = Manifest(write(near, [{"audio": str(far)}], "csv")).samples("train")
     assert sample.audio == far
+    assert Manifest(near).notes == (
+        f"{near / 'manifest.csv'} has no column label: a run can be trained on it, and no probe",
+    )
     assert sample.label is None
 
 
