@@ -9,22 +9,39 @@ recordings of one source together.
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
-from mmvicreg.data.reader import Reader, check_inside, check_present, class_order, csv_rows, shorten
+from mmvicreg.data.reader import (
+    Reader,
+    check_inside,
+    check_present,
+    class_order,
+    csv_rows,
+    encode_name,
+    shorten,
+    unlabelled,
+)
 from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.decode import SUFFIXES
 from mmvicreg.samples import Sample
 
 COLUMNS = ("filename", "label", "fold", "split", "source")
+MEANT = MappingProxyType(
+    {
+        **dict.fromkeys(("class", "classes", "class_name", "category", "target"), "label"),
+        **dict.fromkeys(("subset", "partition"), "split"),
+        **dict.fromkeys(("group", "src_file"), "source"),  # as a manifest and ESC-50 call it
+    }
+)
+"""Names of other tables, and the column they are here."""
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 """Folders of these names alone hold splits, not classes."""
 
@@ -60,7 +77,7 @@ class AudioFolder(Reader):
             )
         rows, notes = read_table(tables[0]) if tables else read_folders(self.root, self.card)
         place = tables[0] if tables else self.root
-        self.notes = (*notes, *(_unlabelled(rows, place)))
+        self.notes = (*notes, *unlabelled([row.label for row in rows], place))
         if rows[0].fold is None and rows[0].split is None:
             rows = self._make_folds(rows, place)
         _check_sources(rows, place)
@@ -134,17 +151,12 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     """
     rows: dict[str, tuple[Row, str]] = {}
     columns: dict[str, None] = {}
-    try:
-        for _, where, cells in csv_rows(path, one_of=("filename",)):
-            columns.update((key, None) for key in cells)
-            row = _row(cells, path, where)
-            if row.name in rows:
-                raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")
-            rows[row.name] = row, where
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
+    for _, where, cells in csv_rows(path, one_of=("filename",)):
+        columns.update((key, None) for key in cells)
+        row = _row(cells, path, where)
+        if row.name in rows:
+            raise UserError(f"{where} lists {row.name} again (first in {rows[row.name][1]})")
+        rows[row.name] = row, where
     if not rows:
         raise UserError(f"{path} has no rows")
     unused = [column for column in columns if column not in COLUMNS]
@@ -171,10 +183,15 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
 
 
 def _check_spelling(unused: Iterable[str], used: Iterable[str], path: Path) -> None:
-    """Refuse a column that seems to be one that is read: folds would be made where they are told."""
-    absent = [column for column in COLUMNS if column not in used]
+    """Refuse a column that seems to be one that is read: folds would be made where they are told, or no probe run."""
+    told = {*used}
+    if told & {"fold", "split"}:  # a table may not have both
+        told |= {"fold", "split"}
+    absent = [column for column in COLUMNS if column not in told]
     for column in unused:
-        if close := difflib.get_close_matches(column.strip().lower(), absent, n=1, cutoff=0.75):
+        name = column.strip().lower()
+        name = MEANT.get(name, name)
+        if close := difflib.get_close_matches(name, absent, n=1, cutoff=0.75):
             raise UserError(
                 f"{path} has a column '{column}', which is not read, and none called '{close[0]}': rename it (to "
                 "something less alike, if that is not what it is)"
@@ -188,11 +205,11 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
     fold, split = text.get("fold"), text.get("split")
     if fold is None and split is not None and (number := fold_number(split)) is not None:
         fold, split = str(number), None
-    if fold is not None and not (fold.isdecimal() and int(fold) >= 1):
+    if fold is not None and not (fold.isdecimal() and len(fold) < 10 and int(fold) >= 1):
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
     if split is not None and ("+" in split or split == "all"):
         raise UserError(f"{where}: a split cannot be called '{split}'; '+' and 'all' make unions")
-    name = str(PurePosixPath(check_inside(text["filename"], path)))
+    name = check_inside(text["filename"], path)
     return Row(name, text.get("label"), None if fold is None else int(fold), split, text.get("source"))
 
 
@@ -200,7 +217,8 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     """The recordings in one folder a class (in folders of splits, perhaps), and how many files are none.
 
     Raises:
-        UserError: no class folders, recordings outside of them, or a class folder without recordings.
+        UserError: no class folders, recordings outside of them, a class folder without recordings, or a name that is
+            not UTF-8.
     """
     tops = _subfolders(root)
     splits: list[Path | None] = [None]
@@ -220,7 +238,9 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
                 )
             others += len(files) - len(found)
             names = [path.relative_to(root).as_posix() for path in found]
-            rows += [Row(name, folder.name, split=split.name if split else None) for name in names]
+            for name in names:
+                encode_name(name, "recording", root)
+                rows.append(Row(name, folder.name, split=split.name if split else None))
     if not rows:
         raise UserError(f"{root} holds neither a table (.csv) nor class folders. {card.way_out(root)}")
     return rows, (f"{others} files in {root} are no recordings by their names",) if others else ()
@@ -252,12 +272,6 @@ def _check_loose(folder: Path) -> None:
             f"{folder} holds recordings that are in no class folder ({shorten(sorted(loose))}); put them into one "
             "folder a class, or list them in a table (a .csv with the columns filename and label)"
         )
-
-
-def _unlabelled(rows: Sequence[Row], place: Path) -> tuple[str, ...]:
-    if rows[0].label is not None:
-        return ()
-    return (f"{place} has no column label: a run can be trained on it, and no probe",)
 
 
 def _check_sources(rows: list[Row], place: Path) -> None:

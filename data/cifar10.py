@@ -51,9 +51,7 @@ def write_pictures(path: Path, root: Path, progress: bool) -> list[str]:
         with tarfile.open(path, "r:gz") as archive:
             batches = {name: _records(archive, name, path) for name in BATCHES}
     except (tarfile.TarError, EOFError, OSError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be unpacked ({error or type(error).__name__}); remove it and download it again"
-        ) from error
+        raise UserError(f"{path} cannot be unpacked ({error or type(error).__name__})") from error
     total = sum(len(records) for records in batches.values())
     check_room(total * BLOCK, root, f"unpacking {path.name}")
     with counted(total, f"Writing the pictures of {path.name}", "files", progress=progress) as advance:
@@ -80,7 +78,7 @@ def _records(
     raw = b"" if member is None else member.read()
     records = np.frombuffer(raw, dtype=np.uint8)
     if not len(records) or len(records) % RECORD or records[::RECORD].max() >= len(CLASSES):
-        raise UserError(f"{path}: {name} does not hold CIFAR-10's records; remove it and download it again")
+        raise UserError(f"{path}: {name} does not hold CIFAR-10's records")
     return records.reshape(-1, RECORD)
 
 

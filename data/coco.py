@@ -123,7 +123,8 @@ class Coco(Reader):
 
     Karpathy's ``dataset_coco.json`` beside ``train2014/`` and ``val2014/`` (or ``images/``) gives the
     splits train, restval, val and test; else ``annotations/captions_<split><year>.json`` beside
-    ``<split><year>/`` gives COCO's own splits, the newest year where there are several.
+    ``<split><year>/`` gives COCO's own splits; of several years the newest whose pictures of train are there, else the
+    newest with pictures.
     """
 
     name: ClassVar[str] = "coco"
@@ -175,7 +176,11 @@ class Coco(Reader):
 
     def _open_own(self, years: dict[str, list[str]]) -> tuple[str, ...]:
         self._karpathy = None
-        self.layout = max(years)
+        there = {
+            year: [split for split in splits if list_folder(self.root / f"{split}{year}")]
+            for year, splits in years.items()
+        }
+        self.layout = max(years, key=lambda year: ("train" in there[year], bool(there[year]), year))
         notes = []
         if len(years) > 1:
             notes.append(

@@ -126,12 +126,15 @@ class Downloader:
                 names = file.unpacker(path, root, self.progress)
             else:
                 names = unpack(path, root, file, progress=self.progress)
-        except UserError:
+        except UserError as error:
             if file.algorithm is not None:
-                raise
+                raise UserError(
+                    f"{error}. {path} stays: its {file.algorithm} is the published one, so that fetching it again "
+                    "would bring the same"
+                ) from error
             # Nothing vouches for it: the next call must fetch it anew.
             path.unlink(missing_ok=True)
-            raise
+            raise UserError(f"{error}. It was removed: run the command again to fetch it anew") from error
         _write_receipt(file, root, names, checked=self.checked)
         path.unlink()
         return f"{file.path}: fetched, {len(names):,} files unpacked"
@@ -183,8 +186,8 @@ class Downloader:
         request = urllib.request.Request(self.url(file), method="HEAD")
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                return int(response.headers.get("Content-Length") or 0)
-        except (OSError, http.client.HTTPException, ValueError):
+                return _told_size(response) or 0
+        except (OSError, http.client.HTTPException):
             return 0
 
 
@@ -216,8 +219,8 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
             part.unlink()
             raise _LostError("the server continued at another place; starting over")
         start = have if resumed else 0
-        told = response.headers.get("Content-Length")
-        total = None if told is None else int(told) + start
+        told = _told_size(response)
+        total = None if told is None else told + start
         if total is not None and file.size is not None and total != file.size:
             raise UserError(
                 f"{url} has {total:,} bytes where {file.size:,} are published: it is another file; "
@@ -236,6 +239,12 @@ def _continue(url: str, part: Path, file: RemoteFile, *, progress: bool) -> None
                 advance(len(chunk))
     if total is not None and _size(part) < total:
         raise _LostError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def _told_size(response: http.client.HTTPResponse) -> int | None:
+    """Bytes of an answer's body by its header; None where that is absent or no number."""
+    told = response.headers.get("Content-Length", "").strip()
+    return int(told) if told.isdecimal() and len(told) < 20 else None
 
 
 def _raise_if_final(url: str, error: Exception, moved: str) -> None:

@@ -55,7 +55,8 @@ def make_folder(
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot make {name} at {root}: {error.strerror or error}. Choose another place with --data-root."
+            f"cannot make {name} at {root}: {error.strerror or error}. Choose another place with --data-root, "
+            "or by the variable MMVICREG_DATA."
         ) from error
 
 

@@ -3,13 +3,13 @@
 Columns (or keys): ``image`` with ``caption`` or ``captions`` (a JSON list), or ``audio`` with, if it has
 them, ``label``, ``fold`` and ``group``; ``id`` (else the row's number) and ``split`` (else ``train``; ``fold1``,
 ``fold2``, ... are folds) where wanted. Rows of one picture are one sample with several captions. Paths are
-relative to the manifest.
+relative to the manifest; ``a.jpg`` and ``./a.jpg`` are one file.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,12 @@ from mmvicreg.data.reader import (
     check_captions,
     check_folder,
     check_present,
+    check_unicode,
     class_order,
     csv_rows,
     not_here,
     shorten,
+    unlabelled,
 )
 from mmvicreg.datasets import fold_number
 from mmvicreg.errors import UserError
@@ -73,8 +75,11 @@ class Manifest(Reader):
 
     def _find(self) -> tuple[str, ...]:
         path = self._file()
-        rows, self.notes = read_rows(path)
-        rows = _merge(rows, path)
+        rows, notes = read_rows(path)
+        rows = _merge(rows)
+        self.notes = (*notes, *_repeated(rows, path))
+        if rows[0].audio is not None:
+            self.notes += unlabelled([row.label for row in rows], path)
         _check_whole(rows, path)
         labels = {row.label for row in rows if row.label is not None}
         self.classes = class_order(labels)
@@ -103,10 +108,17 @@ class Manifest(Reader):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, its values parsed; ``where`` names it in errors."""
+    """One row, its values parsed.
+
+    Attributes:
+        where: its name in errors.
+        id: None where it gives none; its number then stands for it.
+        picture, recording: the files that ``image`` and ``audio`` mean, however they are written.
+    """
 
     where: str
-    id: str
+    number: int
+    id: str | None
     split: str | None
     image: str | None
     captions: tuple[object, ...]
@@ -114,6 +126,8 @@ class Row:
     label: str | None
     fold: int | None
     group: str | None
+    picture: str | None
+    recording: str | None
 
 
 def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
@@ -124,6 +138,7 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     """
     if path.suffix.lower() not in {".csv", ".jsonl", ".ndjson"}:
         raise UserError(f"{path} is neither .csv nor .jsonl; a manifest is one of the two")
+    folder = path.parent.absolute()
     rows: list[Row] = []
     unused: dict[str, None] = {}
     try:
@@ -132,16 +147,17 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         )
         for number, where, cells in rows_of:
             for key in cells:
+                check_unicode(key, f"{where}: a key")
                 if key not in KEYS and key not in unused:
                     guess = nearest(key, KEYS)
                     if guess != ".":
                         raise UserError(f"{where}: unknown column '{key}'{guess} Known: {', '.join(KEYS)}.")
                     unused[key] = None
-            rows.append(_row(cells, number, where))
+            rows.append(_row(cells, number, where, folder))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as text: {error}; save it in UTF-8") from error
     if not rows:
         raise UserError(f"{path} has no rows")
     return rows, (f"columns of {path} that are not used: {', '.join(unused)}",) if unused else ()
@@ -157,26 +173,37 @@ def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
                 cells = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{where} is not JSON: {error.msg} (truncated file?)") from error
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # a number of thousands of digits, thousands of brackets
+                raise UserError(f"{where} cannot be read: {error}; mend or remove it") from error
             if not isinstance(cells, dict):
                 raise UserError(f"{where} is not a JSON object")
             yield number, where, {key: value for key, value in cells.items() if value is not None}
 
 
-def _row(cells: Mapping[str, object], number: int, where: str) -> Row:
+def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> Row:
     def text(key: str) -> str | None:
         value = cells.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             raise UserError(f"{where}: {key} is not text: {value!r}")
+        check_unicode(str(value), f"{where}: {key}")
         return str(value).strip()
+
+    def file(key: str) -> str | None:
+        name = text(key)
+        return None if name is None else os.path.normpath(folder / name)
 
     fold, split = _fold(text("fold"), where), text("split")
     if fold is None and split is not None and (told := fold_number(split)) is not None:
         fold, split = told, None
     row = Row(
         where=where,
-        id=text("id") or str(number),
+        number=number,
+        id=text("id"),
         split=split,
         image=text("image"),
         captions=_captions(cells, where),
@@ -184,6 +211,8 @@ def _row(cells: Mapping[str, object], number: int, where: str) -> Row:
         label=text("label"),
         fold=fold,
         group=text("group"),
+        picture=file("image"),
+        recording=file("audio"),
     )
     if row.image is None and row.audio is None:
         raise UserError(f"{where} has neither an image nor an audio")
@@ -197,32 +226,42 @@ def _row(cells: Mapping[str, object], number: int, where: str) -> Row:
 def _captions(cells: Mapping[str, object], where: str) -> tuple[object, ...]:
     if "caption" in cells and "captions" in cells:
         raise UserError(f"{where} gives both caption and captions; give one of them")
-    if "captions" not in cells:
-        return (cells["caption"],) if "caption" in cells else ()
-    captions = cells["captions"]
+    captions = cells.get("captions", [cells["caption"]] if "caption" in cells else [])
     if isinstance(captions, str):
         try:
             captions = json.loads(captions)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             captions = None
     if not isinstance(captions, list):
         raise UserError(f"{where}: captions is not a JSON list of texts; one caption goes in caption")
+    for caption in captions:
+        check_unicode(str(caption), f"{where}: a caption")
     return tuple(captions)
 
 
 def _fold(value: str | None, where: str) -> int | None:
     if value is None:
         return None
-    if not value.isdecimal() or int(value) < 1:
+    if not value.isdecimal() or len(value) > 9 or int(value) < 1:
         raise UserError(f"{where}: the fold '{value}' is not a whole number of 1 or more")
     return int(value)
 
 
-def _merge(rows: list[Row], path: Path) -> list[Row]:
+def _repeated(rows: Sequence[Row], path: Path) -> tuple[str, ...]:
+    """A note on pictures that have a caption again; not refused: two people may write the same (in COCO they do)."""
+    again = [
+        str(row.image) for row in rows if len({str(c).strip() for c in row.captions}) < len(row.captions)
+    ]
+    if not again:
+        return ()
+    return (f"{len(again):,} pictures of {path} have a caption twice, which counts twice: {shorten(again)}",)
+
+
+def _merge(rows: list[Row]) -> list[Row]:
     """Rows of one picture (or one picture and recording) as one row with all their captions."""
     merged: dict[tuple[str | None, str | None], Row] = {}
     for row in rows:
-        key = (row.image, row.audio)
+        key = (row.picture, row.recording)
         first = merged.get(key)
         if first is None:
             merged[key] = row
@@ -235,36 +274,54 @@ def _merge(rows: list[Row], path: Path) -> list[Row]:
                     f"{row.where} gives the image '{row.image}' the {field} {getattr(row, field)!r}, "
                     f"{first.where} {getattr(first, field)!r}"
                 )
-        merged[key] = replace(first, captions=first.captions + row.captions)
+        if None not in (row.id, first.id) and row.id != first.id:
+            raise UserError(
+                f"{row.where} gives the image '{row.image}' the id '{row.id}', {first.where} '{first.id}'; an id is "
+                "that of the picture, not of a caption: give one, or leave the column out"
+            )
+        merged[key] = replace(first, id=first.id or row.id, captions=first.captions + row.captions)
     whole = list(merged.values())
     ids: dict[str, Row] = {}
     for row in whole:
-        if row.id in ids:
-            raise UserError(f"{row.where} has the id '{row.id}' of {ids[row.id].where}; ids must differ")
-        ids[row.id] = row
+        other = ids.setdefault(_id(row), row)
+        if other is not row:
+            raise UserError(f"{row.where} has the id '{_id(row)}' of {other.where}; ids must differ")
     return whole
 
 
 def _check_whole(rows: list[Row], path: Path) -> None:
-    """What must hold for all rows or none, and groups that must not straddle folds."""
+    """What must hold for all rows or none, and what must not straddle folds or splits: groups and files."""
     for field in ("label", "fold", "split", "image", "audio"):
         lacking = [row.where for row in rows if getattr(row, field) is None]
         if lacking and len(lacking) < len(rows):
             raise UserError(f"some rows of {path} have a {field}, but not {shorten(lacking)}")
-    folds: dict[str, Row] = {}
-    for row in rows:
-        if row.group is not None and folds.setdefault(row.group, row).fold != row.fold:
-            raise UserError(
-                f"{row.where}: the group '{row.group}' lies in fold {row.fold} and, in "
-                f"{folds[row.group].where}, in fold {folds[row.group].fold}; a group must not straddle folds"
-            )
+    for field in ("group", "picture", "recording"):
+        first: dict[str, Row] = {}
+        for row in rows:
+            value = getattr(row, field)
+            if value is None:
+                continue
+            other = first.setdefault(value, row)
+            if (row.fold, row.split) != (other.fold, other.split):
+                raise UserError(
+                    f"{row.where}: the {field} '{value}' lies in {_part(row)} and, in {other.where}, in "
+                    f"{_part(other)}; a {field} must not straddle folds or splits"
+                )
+
+
+def _id(row: Row) -> str:
+    return row.id or str(row.number)
+
+
+def _part(row: Row) -> str:
+    return f"fold {row.fold}" if row.fold is not None else f"the split '{row.split}'"
 
 
 def _sample(row: Row, index: Mapping[str, int], path: Path) -> Sample:
     return Sample(
-        id=row.id,
+        id=_id(row),
         image=path.parent / row.image if row.image else None,
-        captions=check_captions(row.captions, row.image or row.id, path) if row.captions else (),
+        captions=check_captions(row.captions, row.image or _id(row), path) if row.captions else (),
         audio=path.parent / row.audio if row.audio else None,
         label=None if row.label is None else index[row.label],
         fold=row.fold,

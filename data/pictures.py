@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 
+from mmvicreg.data.reader import encode_name
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -36,12 +37,7 @@ class Pictures(Sequence[Sample]):
         self.root = root
         block, ends = bytearray(), []
         for name in names:
-            try:
-                block += name.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"the name of the picture {name!r} in {root} is not UTF-8; rename it"
-                ) from error
+            block += encode_name(name, "picture", root)
             ends.append(len(block))
         # arrays, not bytes and lists: nothing in them counts references
         self._names = np.frombuffer(bytes(block), dtype=np.uint8)

@@ -165,29 +165,42 @@ def csv_rows(path: Path, *, one_of: Sequence[str]) -> Iterator[tuple[int, str, M
         one_of: its first line must name one of these columns.
 
     Raises:
-        UserError: no such first line, a column named twice, or a row of another length.
-        OSError, UnicodeDecodeError, csv.Error: not readable as a table.
+        UserError: not readable as a table, no such first line, a column named twice, or a row of another length.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, strict=True)
-        header = table.fieldnames or []
-        if header and not {*one_of} & {*header}:
-            raise UserError(
-                f"the first line of {path} must name its columns, {' or '.join(one_of)} among them; it has "
-                f"{shorten(header)}{_what_to_mend(header, one_of)}"
-            )
-        if twice := duplicates(name for name in header if name):
-            raise UserError(
-                f"the first line of {path} names the column {shorten(twice)} more than once; rename or remove all "
-                "but one"
-            )
-        for number, cells in enumerate(table):
-            where = f"{path}, line {table.line_num}"
-            if None in cells:
-                raise UserError(f"{where}: more cells than columns; a value with a comma needs quotes")
-            if None in cells.values():
-                raise UserError(f"{where}: fewer cells than columns (truncated file?)")
-            yield number, where, {key: value for key, value in cells.items() if value.strip()}
+    read = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file, strict=True)
+            _check_header(table.fieldnames or [], path, one_of)
+            read = table.line_num
+            for number, cells in enumerate(table):
+                where, read = f"{path}, line {table.line_num}", table.line_num
+                if None in cells:
+                    raise UserError(f"{where}: more cells than columns; a value with a comma needs quotes")
+                if None in cells.values():
+                    raise UserError(f"{where}: fewer cells than columns (truncated file?)")
+                yield number, where, {key: value for key, value in cells.items() if value.strip()}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read as a table: {error}; save it in UTF-8") from error
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: the row that begins in line {read + 1} is not CSV: {error}. Mend its quotes: one that begins a "
+            "value also ends it, and one inside of it is written twice"
+        ) from error
+
+
+def _check_header(header: Sequence[str], path: Path, one_of: Sequence[str]) -> None:
+    if header and not {*one_of} & {*header}:
+        raise UserError(
+            f"the first line of {path} must name its columns, {' or '.join(one_of)} among them; it has "
+            f"{shorten(header)}{_what_to_mend(header, one_of)}"
+        )
+    if twice := duplicates(name for name in header if name):
+        raise UserError(
+            f"the first line of {path} names the column {shorten(twice)} more than once; rename or remove all but one"
+        )
 
 
 def _what_to_mend(header: Sequence[str], wanted: Sequence[str]) -> str:
@@ -205,7 +218,15 @@ def _what_to_mend(header: Sequence[str], wanted: Sequence[str]) -> str:
 def class_order(labels: Iterable[str]) -> tuple[str, ...]:
     """Class names sorted, as numbers where all of them are."""
     names = set(labels)
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names))
+    numbers = all(name.isdecimal() and len(name) < 1000 for name in names)  # int refuses thousands of digits
+    return tuple(sorted(names, key=int) if numbers else sorted(names))
+
+
+def unlabelled(labels: Sequence[str | None], place: Path) -> tuple[str, ...]:
+    """A note where recordings have no class."""
+    if any(label is not None for label in labels):
+        return ()
+    return (f"{place} has no column label: a run can be trained on it, and no probe",)
 
 
 def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
@@ -293,18 +314,45 @@ def check_captions(captions: Sequence[object], image: str, source: Path) -> tupl
                 f"{source}: caption {position} of {len(captions)} of the picture '{image}' is empty; "
                 "mend or remove it"
             )
+        check_unicode(caption, f"{source}: caption {position} of the picture '{image}'")
         good.append(caption)
     return tuple(good)
 
 
+def check_unicode(text: str, what: str) -> None:
+    r"""Refuse half a character: JSON may say ``\ud83d``, which no tokeniser takes and no file in UTF-8 can hold.
+
+    Raises:
+        UserError: there is one in ``text``, which the message calls ``what``.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} holds half a character, {text[error.start]!a} (an emoji that was cut in two?); mend or remove it"
+        ) from error
+
+
 def check_inside(name: object, source: Path) -> str:
-    """A file name from a data set's list, refused when it would leave the data set's folder."""
+    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder."""
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: a file name is missing or not text: {name!r}")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{source}: the file name '{name}' leads outside the data set's folder")
-    return name
+    return str(path)
+
+
+def encode_name(name: str, what: str, root: Path) -> bytes:
+    """A file name found below ``root`` as UTF-8, which everything that is written of samples is in.
+
+    Raises:
+        UserError: it is not UTF-8 on the disk; the message calls the file a ``what``.
+    """
+    try:
+        return name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of the {what} {name!r} in {root} is not UTF-8; rename it") from error
 
 
 def shorten(names: Sequence[str]) -> str:

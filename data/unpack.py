@@ -40,7 +40,7 @@ def unpack(path: Path, root: Path, file: RemoteFile, *, progress: bool = True) -
                     _extract(archive, info, target)
                     advance(1)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be unpacked ({error}); remove it and download it again") from error
+        raise UserError(f"{path} cannot be unpacked ({error})") from error
     except OSError as error:
         raise UserError(f"cannot unpack {path} into {root}: {error.strerror or error}") from error
     return {target.relative_to(root).as_posix(): f"{info.CRC:08x}" for target, info in chosen.items()}

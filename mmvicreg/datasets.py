@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmvicreg.errors import UserError
 from mmvicreg.registry import DATASETS
@@ -41,7 +42,8 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     another (ESC-10 of ESC-50) is also looked for in the other's default place.
 
     Raises:
-        UserError: unknown name, or nothing readable there (the message says which command gets it).
+        UserError: unknown name, nothing readable there (the message says which command gets it), or a default place
+            in which nothing can be made.
     """
     cls = DATASETS.load(name)
     if name in OWN_DATA and root is None:
@@ -49,8 +51,7 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     place = dataset_root(name, root)
     if root is None and not place.exists():
         if hasattr(cls, "make"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            cls.make(place)
+            _make(cls, name, place)
         for other in getattr(cls, "alternatives", ()):
             if dataset_root(other).exists():
                 place = dataset_root(other)
@@ -58,9 +59,22 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     return dataset
 
 
+def _make(cls: Any, name: str, place: Path) -> None:
+    """Have a data set made at its default place."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{name} is made on first use, and cannot be in {place.parent}: {error.strerror}. Give another folder by "
+            f"the variable MMVICREG_DATA, or make it with 'mmvicreg data make {name} --data-root DIR' and give that"
+            " --data-root DIR"
+        ) from error
+    cls.make(place)
+
+
 def fold_number(split: str) -> int | None:
     """Which fold a split is (``fold3``: 3); None for any other name."""
-    match = re.fullmatch(r"fold([1-9]\d*)", split)
+    match = re.fullmatch(r"fold([1-9]\d{0,8})", split)
     return int(match[1]) if match is not None else None
 
 

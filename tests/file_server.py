@@ -26,6 +26,8 @@ class Server:
     status: list[int] = field(default_factory=list)
     """Statuses of the next answers."""
     slow: float = 0.0
+    length: str | None = None
+    """What is told as the length of an answer in place of its length."""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
 
@@ -63,7 +65,7 @@ def serving() -> Iterator[Server]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", state.length or str(len(content) - start))
             self.send_header("ETag", f'"{state.version}"')
             self.end_headers()
             if not body:

@@ -82,6 +82,21 @@ def test_toys_are_made_on_first_use_at_their_default_place(
     assert not (places / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "MMVICREG_DATA"])
+@pytest.mark.parametrize("kind", ["file", "not to be made", "not to be written in"])
+def test_a_place_where_nothing_can_be_made_is_named(
+    places: Path, monkeypatch: pytest.MonkeyPatch, variable: str, kind: str
+) -> None:
+    """Not even by root: a file, and the kernel's own folder."""
+    place = {"file": places / "file", "not to be made": Path("/proc/nope")}.get(kind, Path("/proc/self"))
+    (places / "file").touch()
+    monkeypatch.setenv(variable, str(place))
+    with pytest.raises(UserError) as caught:
+        open_dataset("tones")
+    for word in ("tones", str(place.parent), "--data-root", "MMVICREG_DATA"):
+        assert word in str(caught.value)
+
+
 def test_esc10_is_found_inside_esc50(places: Path, tiny_tones: Path) -> None:
     home = places / "cache" / "mmvicreg"
     with pytest.raises(UserError, match="mmvicreg data download esc10"):

@@ -48,6 +48,8 @@ _RATES = range(1000, 1_000_001)
 """Hz. Any other rate is a damaged header; resampling from it would fill the memory."""
 _STREAM = 0x7F000000
 """Bytes from which a size says that its writer could not go back to write it (sox -t wav -, ffmpeg -f wav -)."""
+_MPEG_SLACK = 2 * 1152
+"""Samples that an MP3 may lack of those its header counts: some writers count the frame of the header too."""
 _CHUNKS = 64
 """Chunks of a WAV file among which its samples are looked for."""
 
@@ -122,12 +124,33 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], int]:
         # Some may leave [-1, 1]. Reading those as int16 would hide NaN, and libsndfile wraps loud Vorbis and
         # Opus around to the other sign instead of clipping it.
         raw = file.read(dtype="float32" if file.subtype in _MAY_LEAVE_FULL_SCALE else "int16", always_2d=True)
-        if len(raw) < file.frames and not file.subtype.startswith("MPEG"):  # MP3 only estimates its length
+        if len(raw) < file.frames - _slack(path, file.subtype):
             raise UserError(
                 f"the recording {path} is truncated: {len(raw)} of {file.frames} samples; replace the file, or "
                 "leave its row out of the data set"
             )
         return raw, file.samplerate
+
+
+def _slack(path: Path, subtype: str) -> float:
+    """How many samples of a recording's length may be absent; MP3 without a count of its frames only estimates it."""
+    if not subtype.startswith("MPEG"):
+        return 0
+    with path.open("rb") as file:
+        return _MPEG_SLACK if _counts_frames(file) else math.inf
+
+
+def _counts_frames(file: BinaryIO) -> bool:
+    """Whether an MP3's first frame is a Xing header with the number of frames, from which its length is exact."""
+    tag = file.read(10)
+    after = 0
+    if tag[:3] == b"ID3":
+        after = 10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
+    file.seek(after)
+    head = file.read(4096)
+    at = max(head.find(name) for name in (b"Xing", b"Info"))  # "Info" where the rate is constant
+    flags = int.from_bytes(head[at + 4 : at + 8], "big")
+    return at >= 0 and flags < 16 and bool(flags & 1) and any(head[at + 8 : at + 12])
 
 
 def _check_numbers(path: Path, raw: npt.NDArray[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -56,7 +57,14 @@ def test_a_table_with_folds(tmp_path: Path) -> None:
 
 def test_a_table_with_splits_and_columns_of_ones_own(tmp_path: Path) -> None:
     rows = [
-        {"filename": f"{n}.flac", "label": n % 3 + 8, "split": split, "microphone": "x"}
+        {
+            "filename": f"{n}.flac",
+            "label": n % 3 + 8,
+            "split": split,
+            "microphone": "x",
+            "class": "x",
+            "folds": 1,
+        }
         for n, split in enumerate(["train", "train", "train", "test"])
     ]
     data = AudioFolder(table(tmp_path, *rows))
@@ -64,7 +72,7 @@ def test_a_table_with_splits_and_columns_of_ones_own(tmp_path: Path) -> None:
     assert not in_folds(data)
     assert data.classes == ("8", "9", "10")
     assert [s.label for s in data.samples("train")] == [0, 1, 2]
-    assert any("microphone" in note for note in data.notes)
+    assert any("microphone, class, folds" in note for note in data.notes)  # label and split are there
 
 
 def test_splits_called_folds_are_folds_and_others_are_not(tmp_path: Path) -> None:
@@ -229,6 +237,15 @@ def test_made_folds_are_even_over_classes() -> None:
             [{"filename": "a.wav", "folds": 1}],
             "a column 'folds', which is not read, and none called 'fold': rename",
         ),
+        (
+            [{"filename": "a.wav", "class": "x"}],
+            "a column 'class', which is not read, and none called 'label': rename it",
+        ),
+        ([{"filename": "a.wav", "Category": "x"}], "'Category', which is not read, and none called 'label'"),
+        (
+            [{"filename": "a.wav", "label": "x", "group": "g"}],
+            "'group', which is not read, and none called 'source'",
+        ),
         ([{"filename": "a.wav", "Label": "x"}], "'Label', which is not read, and none called 'label'"),
         (
             [{"filename": f"{split}.wav", "split": split} for split in ("fold1", "test")],
@@ -259,7 +276,12 @@ def test_missing_files_and_empty_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 2 recordings listed in .*sub/b\.wav.*relative to"):
         AudioFolder(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    for text, message in (("filename,label\n", "has no rows"), ("filename,label\na.wav\n", "fewer cells")):
+    for text, message in (
+        ("filename,label\n", "has no rows"),
+        ("filename,label\na.wav\n", "fewer cells"),
+        ('filename,label\na.wav,"x\n', "begins in line 2 is not CSV: unexpected end"),
+        (f"filename,fold\na.wav,{'9' * 5000}\n", "line 2: the fold '9+' is not"),
+    ):
         (tmp_path / "b" / "x.csv").write_text(text)
         with pytest.raises(UserError, match=message):
             AudioFolder(tmp_path / "b")
@@ -284,6 +306,14 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         AudioFolder(tmp_path / "words")
     with pytest.raises(UserError, match="needs --data-root DIR"):
         open_dataset("audio-folder")
+
+
+def test_a_name_that_is_not_utf8_is_refused_when_the_folder_is_opened(tmp_path: Path) -> None:
+    """It was trained on, until the first checkpoint wrote the names of all samples down."""
+    root = folders(tmp_path, "dog/1.wav", "cat/2.wav")
+    (root / "cat" / "2.wav").rename(root / "cat" / os.fsdecode(b"caf\xe9.wav"))
+    with pytest.raises(UserError, match=r"recording 'cat/caf\\udce9\.wav' in .* is not UTF-8; rename it"):
+        AudioFolder(root)
 
 
 def test_verify_reads_every_recording(tmp_path: Path) -> None:

@@ -51,6 +51,30 @@ def test_newest_year_is_read_and_said(tmp_path: Path) -> None:
     assert {sample.id for sample in data.samples("all")} == {str(i) for i in range(100, 106)}
 
 
+@pytest.mark.parametrize("lacking", [("train", "val"), ("train",)])
+def test_a_newer_year_in_part_does_not_hide_an_older_one_that_is_whole(
+    tmp_path: Path, lacking: tuple[str, ...]
+) -> None:
+    """2017's captions (annotations_trainval2017.zip) alone, or with the small val2017, beside a 2014 layout."""
+    layouts.coco(tmp_path, year=2014)
+    layouts.coco(tmp_path, year=2017, first=100)
+    for split in lacking:
+        shutil.rmtree(tmp_path / f"{split}2017")
+    data = Coco(tmp_path)
+    assert data.layout == "2014"
+    assert data.splits() == ("train", "val")
+    assert any("2014 and 2017; 2014 is read" in note for note in data.notes)
+    assert {sample.id for sample in data.samples("all")} == {str(i) for i in range(1, 7)}
+
+
+def test_without_any_training_pictures_the_newest_year_with_pictures_is_read(tmp_path: Path) -> None:
+    layouts.coco(tmp_path, year=2014, splits=("val",))
+    layouts.coco(tmp_path, year=2017, first=100)
+    for split in ("train", "val"):
+        shutil.rmtree(tmp_path / f"{split}2017")
+    assert (Coco(tmp_path).layout, Coco(tmp_path).splits()) == ("2014", ("val",))
+
+
 def test_a_part_is_said_with_both_numbers(tmp_path: Path) -> None:
     notes = Coco(layouts.coco(tmp_path)).notes
     assert any("3 of COCO's 118,287 pictures of train2017" in note for note in notes)
@@ -171,10 +195,18 @@ def edit(root: Path, change: Callable[[dict[str, list[dict[str, object]]]], None
             lambda t: t["annotations"][4].update(caption="  "),
             r"caption 2 of 5 of the picture '0+2\.jpg' is empty",
         ),
+        (
+            lambda t: t["annotations"][4].update(caption="a \ud83d"),
+            r"caption 2 of the picture '0+2\.jpg' holds half a character",
+        ),
         (lambda t: t["annotations"][4].update(caption=7), r"caption 2 of the picture '0+2\.jpg' is not text"),
         (lambda t: t["images"].append(dict(t["images"][0])), "lists images twice.*3"),
         (
             lambda t: t["images"][0].update(file_name=t["images"][2]["file_name"]),
+            r"lists the same file under several ids: 0+1\.jpg$",
+        ),
+        (
+            lambda t: t["images"][0].update(file_name=f"./{t['images'][2]['file_name']}"),
             r"lists the same file under several ids: 0+1\.jpg$",
         ),
         (lambda t: t["annotations"][4].update(id=t["annotations"][5]["id"]), "lists captions twice, by id"),

@@ -149,6 +149,13 @@ def test_another_size_is_refused_before_anything_comes(server: Server, tmp_path:
     assert not (tmp_path / "data.bin").exists()
 
 
+@pytest.mark.parametrize("length", ["many", "-1", "9, 9"])
+def test_a_length_that_is_no_number_is_none(server: Server, tmp_path: Path, length: str) -> None:
+    server.length = length
+    quiet().get(card(data_file(server, size=None)), tmp_path)
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
 def test_a_file_damaged_later_is_fetched_again(server: Server, tmp_path: Path) -> None:
     file = data_file(server)
     (tmp_path / "data.bin").write_bytes(b"\0" * len(CONTENT))

@@ -82,6 +82,7 @@ def broken(**changes: object) -> list[dict[str, object]]:
         (broken(filename="../x.wav"), "leads outside"),
         (broken(fold=3), r"source 1007 lie in fold 1 and, 1-1007-B-7\.wav, in fold 3"),
         (broken(filename="1-1000-A-0.wav"), r"lists 1-1000-A-0\.wav twice"),
+        (broken(filename="./1-1000-A-0.wav", src_file="x"), r"lists 1-1000-A-0\.wav twice"),
         (broken(category="wind"), r"calls target 7 'wind', an earlier row 'rain'"),
         (broken(target=8), r"gives 'rain' the target 8, an earlier row 7"),
     ],

@@ -56,6 +56,7 @@ def test_pictures(tmp_path: Path, kind: str, by_folder: bool) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_recordings_in_folds(tmp_path: Path, kind: str) -> None:
     data = Manifest(write(tmp_path, RECORDINGS, kind))
+    assert data.notes == ()
     assert data.splits() == ("fold1", "fold2")
     assert data.classes == ("dog", "rain")
     assert [(s.id, s.label, s.fold, s.group) for s in data.samples("fold1")] == [
@@ -87,6 +88,8 @@ def test_numbers_as_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
     data = Manifest(write(tmp_path, rows, "jsonl"))
     assert data.classes == ("9", "10", "100")
     assert [sample.label for sample in data.samples("train")] == [1, 0, 2]
+    long = "9" * 5000  # more digits than Python makes a number of
+    assert Manifest(write(tmp_path / "long", [{"audio": "a.wav", "label": long}], "csv")).classes == (long,)
 
 
 def test_recordings_alone_and_absolute_paths(tmp_path: Path) -> None:
@@ -95,6 +98,9 @@ def test_recordings_alone_and_absolute_paths(tmp_path: Path) -> None:
     near.mkdir()
     (sample,) = Manifest(write(near, [{"audio": str(far)}], "csv")).samples("train")
     assert sample.audio == far
+    assert Manifest(near).notes == (
+        f"{near / 'manifest.csv'} has no column label: a run can be trained on it, and no probe",
+    )
     assert sample.label is None
 
 
@@ -137,6 +143,29 @@ def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
             [{"audio": f"{f}.wav", "fold": f, "group": "g"} for f in (1, 2)],
             "group 'g' lies in fold 2.*in fold 1",
         ),
+        (
+            [{"audio": f"{s}.wav", "split": s, "group": "g"} for s in ("train", "test")],
+            r"line \d: the group 'g' lies in the split 'test' and, in .*line \d, in the split 'train'",
+        ),
+        (
+            [{"audio": "a/0.wav", "fold": 1}, {"audio": "./a/0.wav", "fold": 2}],
+            r"line \d lists the recording '\./a/0\.wav' again \(first in .*line \d\)",
+        ),
+        (
+            [
+                {"image": "a.jpg", "caption": "x", "split": "train"},
+                {"image": "b/../a.jpg", "caption": "y", "split": "test"},
+            ],
+            r"line \d gives the image 'b/\.\./a\.jpg' the split 'test', .*line \d 'train'",
+        ),
+        (
+            [{"image": "a.jpg", "audio": f"{s}.wav", "caption": s, "split": s} for s in ("train", "test")],
+            r"line \d: the picture '.*a\.jpg' lies in the split 'test'.*line \d, in the split 'train'",
+        ),
+        (
+            [{"image": "a.jpg", "caption": "x", "id": 1}, {"image": "a.jpg", "caption": "y", "id": 2}],
+            r"line \d gives the image 'a\.jpg' the id '2', .*line \d '1'.*leave the column out",
+        ),
     ],
 )
 def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> None:
@@ -144,6 +173,24 @@ def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> 
     with pytest.raises(UserError, match=message) as caught:
         Manifest(path).samples("all")
     assert str(path) in str(caught.value)
+
+
+def test_one_file_written_in_two_ways_is_one_picture(tmp_path: Path) -> None:
+    rows = [
+        {"image": "a.jpg", "caption": "x"},
+        {"image": str(tmp_path / "a.jpg"), "caption": "y", "id": "mine"},
+    ]
+    (sample,) = Manifest(write(tmp_path, rows, "jsonl")).samples("train")
+    assert (sample.id, sample.captions) == ("mine", ("x", "y"))
+
+
+def test_a_caption_that_is_there_again_is_told(tmp_path: Path) -> None:
+    """COCO has pictures of which two people wrote the same, so that it is not refused."""
+    path = write(tmp_path, [*PICTURES, {**PICTURES[0], "image": "./a.jpg"}], "csv")
+    data = Manifest(path)
+    assert data.notes == (f"1 pictures of {path} have a caption twice, which counts twice: a.jpg",)
+    assert len(data.samples("train")[0].captions) == 3
+    assert Manifest(write(tmp_path / "other", PICTURES, "csv")).notes == ()
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -169,6 +216,33 @@ def test_missing_files(tmp_path: Path) -> None:
         ("m.csv", "image,caption,split\na.jpg\n", "line 2: fewer cells"),
         ("m.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "b', "line 2 is not JSON"),
         ("m.jsonl", '["a.jpg"]\n', "line 1 is not a JSON object"),
+        (
+            "m.csv",
+            'image,caption\na.jpg,x\nb.jpg,"a dog\nc.jpg,y\n',
+            "begins in line 3 is not CSV: unexpected end",
+        ),
+        ("m.csv", f"image,caption\na.jpg,{'x' * 131_073}\n", "begins in line 2 is not CSV: field larger"),
+        (
+            "m.csv",
+            'image,caption\na.jpg,"a "big" dog"\n',
+            "line 2 is not CSV.*one inside of it is written twice",
+        ),
+        ("m.csv", f"audio,fold\na.wav,{'9' * 5000}\n", "line 2: the fold '9+' is not"),
+        (
+            "m.csv",
+            'image,captions\na.jpg,"[""\\ud83d""]"\n',
+            r"line 2: a caption holds half a character, '\\ud83d'",
+        ),
+        ("m.csv", f"image,captions\na.jpg,{'[' * 100_000}\n", "line 2: captions is not a JSON list"),
+        ("m.jsonl", '{"audio": "a.wav", "label": ' + "9" * 5000 + "}\n", "line 1 cannot be read: .*4300"),
+        ("m.jsonl", '\n{"audio": ' + "[" * 100_000 + "\n", "line 2 cannot be read: .*recursion"),
+        (
+            "m.jsonl",
+            '{"image": "a.jpg", "caption": "x \\ud83d"}\n',
+            r"line 1: a caption holds half .*'\\ud83d'",
+        ),
+        ("m.jsonl", '{"audio": "caf\\udce9.wav"}\n', "line 1: audio holds half a character"),
+        ("m.jsonl", '{"audio": "a.wav", "\\ud83d": 1}\n', "line 1: a key holds half a character"),
         ("m.txt", "x", "neither .csv nor .jsonl"),
     ],
 )
@@ -184,6 +258,13 @@ def test_another_encoding_is_told_which_one_to_take(tmp_path: Path, encoding: st
     path.write_text("image,caption\na.jpg,ein Mädchen\n", encoding=encoding)
     with pytest.raises(UserError, match=r"m\.csv cannot be read as a table.*save it in UTF-8"):
         Manifest(path)
+
+
+def test_whole_characters_beyond_16_bit_are_taken(tmp_path: Path) -> None:
+    """JSON writes them as two halves."""
+    path = write(tmp_path, [{"image": "a.jpg", "caption": "\N{DOG FACE}"}], "jsonl")
+    assert "\\ud83d\\udc36" in path.read_text()
+    assert Manifest(path).samples("train")[0].captions == ("\N{DOG FACE}",)
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -124,8 +124,22 @@ def test_what_is_not_the_archive_is_fetched_anew(server: Server, tmp_path: Path,
         "flipped": good[:at] + b"aXa" + good[at + 3 :],
         "another": zipped({"elsewhere": b"x"}),
     }[damage]
-    with pytest.raises(UserError, match=r"set\.zip"):
+    with pytest.raises(UserError, match=r"set\.zip .*\. It was removed: run the command again") as caught:
         quiet().get(card(file), tmp_path)
+    assert "remove it" not in str(caught.value)
+    assert not (tmp_path / "set.zip").exists()
     server.files["set.zip"] = good
     quiet().get(card(file), tmp_path)
     assert names(tmp_path) == {"meta/table.csv", "audio/a.wav", "audio/b.wav"}
+
+
+def test_an_archive_that_is_the_published_one_stays(server: Server, tmp_path: Path) -> None:
+    """To fetch it again would bring the same."""
+    page = b"<html>Please log in</html>"
+    file = archive(server, MEMBERS, sha256=hashlib.sha256(page).hexdigest())
+    server.files["set.zip"] = page
+    with pytest.raises(
+        UserError, match=r"cannot be unpacked \(.*\)\. .*set\.zip stays: its sha256 is the published"
+    ):
+        quiet().get(card(file), tmp_path)
+    assert (tmp_path / "set.zip").read_bytes() == page
