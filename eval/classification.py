@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, number, origin, say_skipped
+from mmvicreg.eval.output import Report, number, origin, say_skipped, write_report
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.eval.tasks import saw_split
-from mmvicreg.runs import Run
+from mmvicreg.runs import Run, check_writable
 from mmvicreg.samples import DataSet
 from mmvicreg.tables import console, print_table
 from mmvicreg.training.distributed import World
@@ -61,14 +61,22 @@ def announce(world: World, data: DataSet) -> None:
 
 
 def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:
-    """``eval/<protocol>[-<data set>][-<branch>]-<split>.json``: named where it is not the run's only one."""
+    """``eval/<protocol>[-<data set>][-<branch>]-<split>.json``: named where it is not the run's only one.
+
+    To be asked for before the work.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     words = [
         protocol,
         *([] if own else [data.name]),
         *([branch] if len(image_branches(run)) > 1 else []),
         split,
     ]
-    return run.path / "eval" / f"{'-'.join(words)}.json"
+    file = run.path / "eval" / f"{'-'.join(words)}.json"
+    check_writable(file)
+    return file
 
 
 def is_whole(found: Labelled) -> bool:
@@ -98,9 +106,8 @@ def show(
     rows: Mapping[str, Mapping[str, object]],
     report: Report,
     notes: Sequence[str],
-    file: Path,
 ) -> None:
-    """Print a table: our rows, chance, the paper's rows; then notes and where the result was written.
+    """Print a table: our rows, chance, the paper's rows; then notes.
 
     Args:
         title: what was measured on what.
@@ -108,7 +115,6 @@ def show(
         rows: name of a row -> its values by key.
         report: the whole result.
         notes: sentences below the table.
-        file: where it was written.
     """
     out = console()
     out.print(title, style="bold", soft_wrap=True)
@@ -137,7 +143,12 @@ def show(
         more.append(f"No published row for {report['dataset']} in this setting.")
     for note in (*notes, *more):
         out.print(note, soft_wrap=True)
-    out.print(f"Written: {file}", soft_wrap=True)
+
+
+def save(file: Path, report: Report) -> None:
+    """Write a result into the run folder and say where; last, so that it has been shown whatever happens here."""
+    write_report(file, report)
+    console().print(f"Written: {file}", soft_wrap=True)
 
 
 def _cell(value: object) -> str:

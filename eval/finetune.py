@@ -20,12 +20,13 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
+    save,
     show,
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
 from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels, published_share
@@ -141,6 +142,9 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     whole = labelled_data(run, settings.where)
     announce(world, whole.data)
     share = parse_labels(settings.labels)
+    word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
+    protocol = f"finetune-{word.replace('%', 'percent')}"
+    file = report_file(run, protocol, settings.branch, whole.split, whole.data, own=whole.own)
     choice = choose_labels(whole, share)
     found = replace(
         whole,
@@ -176,11 +180,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
-        protocol = f"finetune-{word.replace('%', 'percent')}"
-        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, results, file)
+        _show(report, results)
+        save(file, report)
     return report
 
 
@@ -193,7 +194,7 @@ def _published(whole: Labelled, choice: Choice, branch: BranchConfig) -> list[Re
     )
 
 
-def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+def _show(report: Report, results: Mapping[str, Report]) -> None:
     used = report["schedule"]
     notes = [
         f"Labels: {report['chosen']}.",
@@ -213,5 +214,4 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         results,
         report,
         notes,
-        file,
     )

@@ -14,10 +14,19 @@ import numpy as np
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import about, announce, is_whole, published_rows, report_file, show, tops
+from mmvicreg.eval.classification import (
+    about,
+    announce,
+    is_whole,
+    published_rows,
+    report_file,
+    save,
+    show,
+    tops,
+)
 from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.metrics import neighbour_credit
 from mmvicreg.metrics.neighbours import Weighting, check_votes
@@ -111,6 +120,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    file = report_file(run, "knn", settings.branch, found.split, found.data, own=found.own)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="knn")
     check_enough(found, settings.k)  # before anything is encoded
@@ -131,9 +141,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        file = report_file(run, "knn", settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, file)
+        _show(report)
+        save(file, report)
     return report
 
 
@@ -179,7 +188,7 @@ def accuracies(
     }
 
 
-def _show(report: Report, file: Path) -> None:
+def _show(report: Report) -> None:
     results = report["k"]
     rows = {"trained": {number: values["top1"] for number, values in results.items()}}
     if all("untrained_top1" in values for values in results.values()):
@@ -198,5 +207,4 @@ def _show(report: Report, file: Path) -> None:
         rows,
         report,
         [f"Cosine of {report['space']}s, {votes}."],
-        file,
     )

@@ -21,13 +21,14 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
+    save,
     show,
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
 from mmvicreg.runs import Run
@@ -154,6 +155,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    protocol = "linear-quick" if settings.quick else "linear"
+    file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="linear")
     results = (_quick if settings.quick else _whole)(world, run, found, settings)
@@ -166,10 +169,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        protocol = "linear-quick" if settings.quick else "linear"
-        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, results, file)
+        _show(report, results)
+        save(file, report)
     return report
 
 
@@ -241,7 +242,7 @@ def _published(found: Labelled, branch: BranchConfig) -> list[Report]:
     return published_rows(2, {"top1": _TRANSFER[found.data.name]})
 
 
-def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+def _show(report: Report, results: Mapping[str, Report]) -> None:
     quick = report["variant"] == "quick"
     title = "Linear probe, QUICK variant (centre crops)" if quick else "Linear probe"
     columns = {"top1": "top-1"} | ({"top5": "top-5"} if report["top5"] is not None else {})
@@ -275,5 +276,4 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         {f"{name}{' (quick)' if quick else ''}": values for name, values in results.items()},
         report,
         notes,
-        file,
     )

@@ -25,10 +25,10 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import announce, published_rows, report_file, show
+from mmvicreg.eval.classification import announce, published_rows, report_file, save, show
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, image_branch, open_data
-from mmvicreg.eval.output import Report, command_line, origin, write_report
+from mmvicreg.eval.output import Report, command_line, origin
 from mmvicreg.metrics import (
     average_precision,
     average_precision_11_point,
@@ -123,6 +123,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         )
     samples = {split: data.samples(split) for split in ("trainval", "test")}
     announce(world, data)
+    file = report_file(run, "svm", settings.branch, "test", data, own=own)
     encoded: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     for name in ("trained", "untrained") if settings.baseline else ("trained",):
         model = run.model(untrained=name == "untrained", device=world.device.type)
@@ -146,9 +147,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         for name, (train, test) in encoded.items()
     }
     report = _report(run, data, results, settings)
-    file = report_file(run, "svm", settings.branch, "test", data, own=own)
-    write_report(file, report)
-    _show(report, file)
+    _show(report)
+    save(file, report)
     return report
 
 
@@ -293,7 +293,7 @@ def _report(
     }
 
 
-def _show(report: Report, file: Path) -> None:
+def _show(report: Report) -> None:
     chosen = sorted(values["C"] for values in report["per_class"].values())
     show(
         f"Linear SVMs, {report['dataset']}: {len(report['per_class'])} classes, {report['train']:,} training and "
@@ -306,5 +306,4 @@ def _show(report: Report, file: Path) -> None:
             f"C from {chosen[0]:g} to {chosen[-1]:g} (median {chosen[len(chosen) // 2]:g}) of {len(report['costs'])} "
             f"values, by {report['folds']}-fold cross-validation.",
         ],
-        file,
     )
