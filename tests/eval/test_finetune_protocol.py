@@ -147,6 +147,7 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
         ("a/1.png\nb/2.png\na/1.png\n", "names a/1.png more than once"),
         ("1.png\n", "several training samples are called so"),
         ("a/3.png\nx.png\ny.png\nz.png\nw.png", r"5 of 5 files .* a/3.png, x.png, y.png and 2 more"),
+        ("a/1.png\nb/1.png\na/1\n", "names one picture twice, as a/1.png and as a/1; leave one"),
     ],
 )
 def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None:
