@@ -84,7 +84,10 @@ class Schedule:
         }
         new = {name: value for name, value in given.items() if value is not None}
         if epochs is not None and self.milestones:
-            new["milestones"] = tuple(round(at * epochs / self.epochs) for at in self.milestones)
+            moved: list[int] = []
+            for at in self.milestones:  # however short, an epoch at least at every rate
+                moved.append(max(round(at * epochs / self.epochs), moved[-1] + 1 if moved else 1))
+            new["milestones"] = tuple(moved)
         return replace(self, **new)  # type: ignore[arg-type]
 
     def differs(self, other: Schedule) -> dict[str, object]:

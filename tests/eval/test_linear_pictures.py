@@ -67,6 +67,11 @@ def test_rates_value_by_value() -> None:
         [1, 0.1, 0.1, 0.01, 0.01, 0.001]
     )
     assert LINEAR["places205"].changed(epochs=14).milestones == (2, 4, 6)
+    for name in ("places205", "inat18"):  # every rate for an epoch at least, the whole one first
+        assert LINEAR[name].changed(epochs=3).milestones == (1, 2, 3)
+    assert [LINEAR["places205"].changed(epochs=4).factor(epoch) for epoch in range(4)] == pytest.approx(
+        [1, 0.1, 0.01, 0.001]
+    )
 
 
 def test_what_is_out_of_range_is_refused() -> None:
