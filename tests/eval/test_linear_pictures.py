@@ -208,6 +208,14 @@ def test_linear_mistakes(
     assert "Traceback" not in told
 
 
+def test_a_run_that_is_not_there_is_said_whatever_else_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (("--quick",), ("--epochs", "1"), ()):
+        assert mmvicreg(monkeypatch, "eval", "linear", tmp_path / "nope", *flags) == 2
+        assert f"no run folder at {tmp_path / 'nope'}" in capsys.readouterr().err
+
+
 def test_the_schedule_is_the_data_sets_own_unless_another_is_asked_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
