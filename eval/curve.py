@@ -41,6 +41,8 @@ def run(
 ) -> Report:
     """Judge a branch at every checkpoint there is, print the table, write ``eval/curve-<split>.json``.
 
+    What is not the default is in the file's name.
+
     Args:
         run: an opened run with a checkpoint.
         branch: which branch; None: the first that reads pictures.
@@ -83,7 +85,10 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
-    file = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own)
+    numbers = ",".join(map(str, settings.k))
+    changed: dict[str, object] = {"k": numbers} if settings.k != knn.NEIGHBOURS[:1] else {}
+    changed |= settings.where.changed(run)
+    file = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own, changed=changed)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="curve")
     knn.check_enough(found, settings.k)
@@ -102,7 +107,7 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
                 **{f"{number}-NN": values["top1"] for number, values in near.items()},
             }
         )
-    options: dict[str, object] = {"branch": settings.branch, "k": ",".join(map(str, settings.k))}
+    options: dict[str, object] = {"branch": settings.branch, "k": numbers}
     report: Report = {
         "points": points,
         "published": [],

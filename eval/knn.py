@@ -51,6 +51,27 @@ class Settings:
     baseline: bool
     where: DataOptions
 
+    @property
+    def votes(self) -> dict[str, object]:
+        """Flag -> value of how neighbours vote where it is not as published; a temperature is of weighted votes."""
+        if self.weighting != "exp":
+            return {"weighting": self.weighting}
+        return {"temperature": self.temperature} if self.temperature != TEMPERATURE else {}
+
+    @property
+    def as_published(self) -> bool:
+        """Whether Table 11 may stand beside, for what of K it has."""
+        return not self.votes and self.space == "representation"
+
+    def changed(self, run: Run) -> dict[str, object]:
+        """Flag -> value of what is not the protocol's default, for the result's name."""
+        found: dict[str, object] = {}
+        if set(self.k) != set(NEIGHBOURS):
+            found["k"] = ",".join(map(str, sorted(self.k)))
+        found |= self.votes
+        found |= {"space": self.space} if self.space != "representation" else {}
+        return found | self.where.changed(run) | ({} if self.baseline else {"no-baseline": True})
+
     def command(self, run: Run) -> str:
         """The command that gives the same result again."""
         options: dict[str, object] = {"branch": self.branch, "k": ",".join(map(str, self.k))}
@@ -77,6 +98,8 @@ def run(
     device: str = "auto",
 ) -> Report:
     """Judge a branch by its neighbours, print the table, write ``eval/knn-<split>.json`` into the run folder.
+
+    What is not the default is in the file's name.
 
     Args:
         run: an opened run with a checkpoint.
@@ -120,7 +143,15 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
-    file = report_file(run, "knn", settings.branch, found.split, found.data, own=found.own)
+    file = report_file(
+        run,
+        "knn",
+        settings.branch,
+        found.split,
+        found.data,
+        own=found.own,
+        changed=settings.changed(run),
+    )
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="knn")
     check_enough(found, settings.k)  # before anything is encoded
@@ -130,7 +161,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         number: values | {f"untrained_{name}": value for name, value in untrained.get(number, {}).items()}
         for number, values in trained.items()
     }
-    comparable = found.data.name == "imagenet" and is_whole(found) and settings.space == "representation"
+    comparable = found.data.name == "imagenet" and is_whole(found) and settings.as_published
     report: Report = {
         "k": results,
         "temperature": settings.temperature if settings.weighting == "exp" else None,

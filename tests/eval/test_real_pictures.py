@@ -28,15 +28,16 @@ def run(tmp_path_factory: pytest.TempPathFactory, unpacked: Callable[[str], Path
 
 
 SHORT = ("--epochs", 1, "--batch-size", 32, "--workers", 0)
+TRIAL = "-epochs=1-batch-size=32"
 
 
 @pytest.mark.parametrize(
     ("words", "file", "figure"),
     [
-        (("knn", "--k", "1,5"), "knn-val.json", lambda r: r["k"]["5"]["top1"]),
+        (("knn", "--k", "1,5"), "knn-val-k=1,5.json", lambda r: r["k"]["5"]["top1"]),
         (("linear", "--quick"), "linear-quick-val.json", lambda r: r["top1"]),
-        (("linear", *SHORT), "linear-val.json", lambda r: r["top1"]),
-        (("finetune", "--labels", "10%", *SHORT), "finetune-10percent-val.json", lambda r: r["top1"]),
+        (("linear", *SHORT), f"linear-val{TRIAL}.json", lambda r: r["top1"]),
+        (("finetune", "--labels", "10%", *SHORT), f"finetune-10percent-val{TRIAL}.json", lambda r: r["top1"]),
     ],
 )
 def test_the_protocol_runs_and_leaves_the_run_as_it_is(

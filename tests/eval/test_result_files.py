@@ -78,3 +78,45 @@ def test_figures_are_shown_before_they_are_written(
     assert "no space left" in told.err
     assert "untrained" in told.out
     assert "Written" not in told.out
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("knn", "--k", "20,5"), "knn-val-k=5,20"),
+        (("knn", "--k", "3", "--space", "embedding"), "knn-val-k=3-space=embedding"),
+        (
+            ("knn", "--k", "3", "--temperature", "0.1", "--no-baseline"),
+            "knn-val-k=3-temperature=0.1-no-baseline",
+        ),
+        (("knn", "--k", "3", "--weighting", "uniform"), "knn-val-k=3-weighting=uniform"),
+        (("curve",), "curve-val"),
+        (("curve", "--k", "3"), "curve-val-k=3"),
+        (("linear", "--quick"), "linear-quick-val"),
+        (("linear", "--quick", "--no-baseline"), "linear-quick-val-no-baseline"),
+        (("linear",), "linear-val"),
+        (("linear", "--schedule", "imagenet", "--epochs", "100", "--seed", "0"), "linear-val"),
+        (("linear", "--epochs", "1", "--no-baseline"), "linear-val-epochs=1-no-baseline"),
+        (("linear", "--schedule", "inat18", "--seed", "2"), "linear-val-schedule=inat18-seed=2"),
+        (("linear", "--train-split", "train"), "linear-val"),
+        (("linear", "--train-split", "val", "--split", "train"), "linear-train-train-split=val"),
+        (("finetune",), "finetune-10percent-val"),
+        (("finetune", "--encoder-lr", "0.2", "--baseline"), "finetune-10percent-val-encoder-lr=0.2-baseline"),
+        (("svm",), "svm-voc07-test"),
+        (("svm", "--costs", "0.01,1", "--no-baseline"), "svm-voc07-test-costs=0.01,1-no-baseline"),
+        (("svm", "--costs", "0.001,0.01,0.1,1,10,100,1000"), "svm-voc07-test-costs=0.001,0.01,0~a7feb63c"),
+    ],
+)
+def test_what_is_not_the_protocols_default_is_in_the_name(
+    run: Run, voc: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[Any, ...], file: str
+) -> None:
+    asked: list[Path] = []
+
+    def noted(path: Path) -> None:
+        asked.append(path)
+        raise UserError("enough")
+
+    monkeypatch.setattr(classification, "check_writable", noted)  # it is asked before the work
+    more = ("--data-root", voc) if words[0] == "svm" else ()
+    assert mmvicreg(monkeypatch, "eval", words[0], run.path, *words[1:], *more, "--device", "cpu") == 2
+    assert asked == [run.path / "eval" / f"{file}.json"]
