@@ -232,15 +232,6 @@ def test_options_left_from_another_encoder_come_with_the_way_out() -> None:
     assert found.branches["image"].encoder["name"] == "vit_small"
 
 
-def test_a_picture_smaller_than_its_crop_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"eval_resize is 32, below the size of 64 .*: set it to 64 .* or to null"
-    ):
-        shapes("inputs.image.size=64", "inputs.image.eval_resize=32")
-    for resize in ("64", "72", "null"):
-        shapes("inputs.image.size=64", f"inputs.image.eval_resize={resize}")
-
-
 @pytest.mark.parametrize(
     "key",
     [
