@@ -14,7 +14,7 @@ from mmvicreg.data.card import Card
 from mmvicreg.data.pictures import (
     SUFFIXES,
     Pictures,
-    holds_picture,
+    holds_pictures,
     list_pictures,
     loose_pictures,
     subfolders,
@@ -70,6 +70,8 @@ class ImageFolder(Reader):
         if self.classes:
             self._pass_over_flat(found)
         self._holds_out = bool(found.get("train")) and not {"val", "test"} & set(found)
+        if self._holds_out:
+            self._check_two_each()
         return ("train", "val") if self._holds_out else tuple(found)
 
     def _use_classes(self, found: dict[str, list[str]]) -> None:
@@ -79,9 +81,19 @@ class ImageFolder(Reader):
         self.classes = tuple(next(iter(labelled.values()), ()))
         # of every split, whichever is asked for: who trains on one would learn of the other after the training
         places = [self._folders[split] / name for split, names in labelled.items() for name in names]
-        check_filled([place for place in places if not holds_picture(place)])
+        check_filled([place for place in places if not holds_pictures(place)])
         self._flat = frozenset(found) - frozenset(labelled)
         self._holds_out = False
+
+    def _check_two_each(self) -> None:
+        """Refuse classes of one picture where some of each are held out: there would be none to judge them by."""
+        folder = self._folders["train"]
+        if alone := [name for name in self.classes if not holds_pictures(folder / name, 2)]:
+            raise UserError(
+                f"{folder} has neither val nor test beside it, so that some pictures of each class are held out, and "
+                f"{len(alone):,} of {len(self.classes):,} classes have one picture alone: {shorten(alone)}. Add "
+                "pictures to them, remove them, or give val/<class>/; to train without classes, lay all in one folder"
+            )
 
     def _pass_over_flat(self, found: dict[str, list[str]]) -> None:
         """A test set whose classes nobody knows is no use beside classes; of the others the layout is wrong."""

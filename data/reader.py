@@ -58,6 +58,10 @@ class Reader(ABC):
     def _load(self, split: str) -> Sequence[Sample]:
         """Parse one split, files checked."""
 
+    def _absent(self, split: str) -> str:
+        """Where a split that is not here comes from: a sentence, after a space; empty where that is unknown."""
+        return ""
+
     def splits(self) -> tuple[str, ...]:
         """Names of the splits present."""
         return self._splits
@@ -73,7 +77,7 @@ class Reader(ABC):
             if part not in self._splits:
                 raise UserError(
                     f"{self.name} at {self.root} has no split '{part}'{nearest(part, self._splits)}"
-                    f" Known: {', '.join(self._splits)}, all; a+b is a union."
+                    f" Known: {', '.join(self._splits)}, all; a+b is a union.{self._absent(part)}"
                 )
             if names.count(part) > 1:
                 raise UserError(f"the union '{split}' names the split '{part}' twice")

@@ -32,7 +32,8 @@ CLASSES = (
         "tvmonitor",
     ),
 )
-_SPLITS = ("trainval", "test")
+_ARCHIVES = {"trainval": "VOCtrainval_06-Nov-2007.tar", "test": "VOCtest_06-Nov-2007.tar"}
+_SPLITS = tuple(_ARCHIVES)
 _PAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"
 
 
@@ -53,7 +54,7 @@ class Voc07(Reader):
         splits=_SPLITS,
         counts={"voc07": {"trainval": 5_011, "test": 4_952}},
         manual=(
-            f"Get VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from {_PAGE} and unpack both in one place; "
+            f"Get {' and '.join(_ARCHIVES.values())} from {_PAGE} and unpack both in one place; "
             "the folder to name is VOCdevkit or its VOC2007, with JPEGImages and ImageSets/Main."
         ),
         citation="Everingham, Van Gool, Williams, Winn, Zisserman: The PASCAL Visual Object Classes Challenge 2007",
@@ -71,6 +72,11 @@ class Voc07(Reader):
             self.root, self.card, f"it should hold ImageSets/Main/{CLASSES[0]}_trainval.txt and the like"
         )
 
+    def _absent(self, split: str) -> str:
+        if split not in _ARCHIVES:
+            return ""
+        return f" It is in {_ARCHIVES[split]}, from {_PAGE}: unpack that in the same place."
+
     def _load(self, split: str) -> list[Sample]:
         lists = self.folder / "ImageSets" / "Main"
         columns: list[list[int]] = []
@@ -81,9 +87,11 @@ class Voc07(Reader):
             if not ids:
                 ids = mine
             elif mine != ids:
+                there = next((pair for pair in zip(mine, ids, strict=False) if pair[0] != pair[1]), None)
+                where = f", first {there[0]} and {there[1]}" if there else ""
                 raise UserError(
                     f"{path} lists other pictures than {lists / f'{CLASSES[0]}_{split}.txt'} "
-                    f"({len(mine):,} and {len(ids):,}); get both again. {self.card.way_out(self.root)}"
+                    f"({len(mine):,} and {len(ids):,}{where}); get both again. {self.card.way_out(self.root)}"
                 )
             columns.append(column)
         samples = [Sample(id=name, image=self.folder / "JPEGImages" / f"{name}.jpg") for name in ids]

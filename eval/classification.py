@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, number, origin, say_skipped
+from mmvicreg.eval.output import Report, number, origin, say_skipped, write_report
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.eval.tasks import saw_split
-from mmvicreg.runs import Run
+from mmvicreg.runs import Run, check_writable
 from mmvicreg.samples import DataSet
 from mmvicreg.tables import console, print_table
 from mmvicreg.training.distributed import World
@@ -30,6 +32,9 @@ LARGE = frozenset(
 )
 """Encoders that the paper has in tables of their own (9 and 10), beside those of a ResNet-50 (1)."""
 
+ENCODER = {1: "resnet50", 2: "resnet50", 11: "resnet50"}
+"""Table -> the encoder of all its rows; those of 9 and 10 name theirs."""
+
 
 def tops(classes: int) -> tuple[int, ...]:
     """Which top-k accuracies are reported: top-5 where it means something."""
@@ -40,6 +45,7 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
     """What a result was measured on, and where it comes from."""
     return {
         "branch": branch,
+        "encoder": run.recipe.branches[branch].encoder["name"],
         "dataset": found.data.name,
         "train_split": found.train_split,
         "split": found.split,
@@ -60,15 +66,51 @@ def announce(world: World, data: DataSet) -> None:
         say(note)
 
 
-def report_file(run: Run, protocol: str, branch: str, split: str, data: DataSet, *, own: bool) -> Path:
-    """``eval/<protocol>[-<data set>][-<branch>]-<split>.json``: named where it is not the run's only one."""
+def report_file(
+    run: Run,
+    protocol: str,
+    branch: str,
+    split: str,
+    data: DataSet,
+    *,
+    own: bool,
+    changed: Mapping[str, object],
+) -> Path:
+    """``eval/<protocol>[-<data set>][-<branch>]-<split>[-<flag>=<value>...].json``, to be asked for before the work.
+
+    Data set and branch are named where they are not the run's only ones, and what is not the protocol's default
+    always: a trial of one epoch must not take the place of a result by the published schedule.
+
+    Args:
+        run: whose folder it lies in.
+        protocol: what was judged.
+        branch: of the run.
+        split: what is tested on.
+        data: the data set.
+        own: whether it is the run's own.
+        changed: flag -> value of what is not at its default; True: the flag stands alone.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     words = [
         protocol,
         *([] if own else [data.name]),
         *([branch] if len(image_branches(run)) > 1 else []),
         split,
+        *(flag if value is True else f"{flag}={_short(value)}" for flag, value in changed.items()),
     ]
-    return run.path / "eval" / f"{'-'.join(words)}.json"
+    file = run.path / "eval" / f"{'-'.join(words)}.json"
+    check_writable(file)
+    return file
+
+
+def _short(value: object) -> str:
+    """A value as a part of a file's name, which has 255 bytes: of a long one the beginning and its digest."""
+    text = str(value).replace(os.sep, "_")
+    if len(text) <= 24:
+        return text
+    return f"{text[:12]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def is_whole(found: Labelled) -> bool:
@@ -86,7 +128,12 @@ def published_rows(table: int, columns: Mapping[str, str]) -> list[Report]:
     found = published(table)
     places = {name: found.columns.index(column) for name, column in columns.items()}
     rows: list[Report] = [
-        {"method": row.method, "table": table, **{name: row.values[at] for name, at in places.items()}}
+        {
+            "method": row.method,
+            "table": table,
+            "encoder": ENCODER.get(table),
+            **{name: row.values[at] for name, at in places.items()},
+        }
         for row in found.rows
     ]
     return [row for row in rows if any(row[name] is not None for name in columns)]
@@ -98,9 +145,8 @@ def show(
     rows: Mapping[str, Mapping[str, object]],
     report: Report,
     notes: Sequence[str],
-    file: Path,
 ) -> None:
-    """Print a table: our rows, chance, the paper's rows; then notes and where the result was written.
+    """Print a table: our rows, chance, the paper's rows; then notes.
 
     Args:
         title: what was measured on what.
@@ -108,7 +154,6 @@ def show(
         rows: name of a row -> its values by key.
         report: the whole result.
         notes: sentences below the table.
-        file: where it was written.
     """
     out = console()
     out.print(title, style="bold", soft_wrap=True)
@@ -123,8 +168,9 @@ def show(
     if report.get("chance") is not None:
         table.add_row("chance", number(report["chance"]), style="dim")
     for row in report["published"]:
+        other = f", {row['encoder']}" if row["encoder"] not in (None, report["encoder"]) else ""
         table.add_row(
-            f"{row['method']} (paper, Table {row['table']})", *(_cell(row.get(key)) for key in columns)
+            f"{row['method']} (paper, Table {row['table']}{other})", *(_cell(row.get(key)) for key in columns)
         )
     print_table(table)
     held = ", ".join(dict.fromkeys(report.get("weights", {}).values()))
@@ -137,7 +183,12 @@ def show(
         more.append(f"No published row for {report['dataset']} in this setting.")
     for note in (*notes, *more):
         out.print(note, soft_wrap=True)
-    out.print(f"Written: {file}", soft_wrap=True)
+
+
+def save(file: Path, report: Report) -> None:
+    """Write a result into the run folder and say where; last, so that it has been shown whatever happens here."""
+    write_report(file, report)
+    console().print(f"Written: {file}", soft_wrap=True)
 
 
 def _cell(value: object) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import knn
-from mmvicreg.eval.classification import about, announce, report_file, show
+from mmvicreg.eval.classification import about, announce, report_file, save, show
 from mmvicreg.eval.labelled import DataOptions, image_branch, labelled_data
 from mmvicreg.eval.linear_image import quick_probe
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.metrics.neighbours import check_votes
 from mmvicreg.runs import Run
@@ -40,6 +40,8 @@ def run(
     device: str = "auto",
 ) -> Report:
     """Judge a branch at every checkpoint there is, print the table, write ``eval/curve-<split>.json``.
+
+    What is not the default is in the file's name.
 
     Args:
         run: an opened run with a checkpoint.
@@ -83,13 +85,17 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    numbers = ",".join(map(str, settings.k))
+    changed: dict[str, object] = {"k": numbers} if settings.k != knn.NEIGHBOURS[:1] else {}
+    changed |= settings.where.changed(run)
+    file = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own, changed=changed)
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="curve")
     knn.check_enough(found, settings.k)
     points: list[Report] = []
     kept: list[Path | None] = [*list_checkpoints(run.checkpoints)] or [None]
-    for file, untrained in [(kept[-1], True), *((file, False) for file in kept)]:
-        at = replace(run, checkpoint=file)  # one at a time: it holds its checkpoint, optimiser and all
+    for checkpoint, untrained in [(kept[-1], True), *((one, False) for one in kept)]:
+        at = replace(run, checkpoint=checkpoint)  # one at a time: it holds its checkpoint, optimiser and all
         near = knn.accuracies(world, at, found, settings, untrained=untrained)
         linear = quick_probe(world, at, found, settings.branch, untrained=untrained)
         position = {"epoch": 0, "step": 0} if untrained else at.content["position"]
@@ -101,7 +107,7 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
                 **{f"{number}-NN": values["top1"] for number, values in near.items()},
             }
         )
-    options: dict[str, object] = {"branch": settings.branch, "k": ",".join(map(str, settings.k))}
+    options: dict[str, object] = {"branch": settings.branch, "k": numbers}
     report: Report = {
         "points": points,
         "published": [],
@@ -113,9 +119,6 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
         ),
     }
     if world.is_main:
-        written = report_file(run, "curve", settings.branch, found.split, found.data, own=found.own)
-        write_report(written, report)
-        _draw(run, settings.branch, written, points)
         columns = [name for name in points[0] if name not in ("epoch", "step")]
         show(
             f"Epoch by epoch, {found.data.name}: {found.classes} classes, {len(found.train):,} of "
@@ -128,8 +131,9 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
                 f"{len(kept)} checkpoints (training.keep_every: K keeps every K-th).",
                 f"As curves: tensorboard --logdir {run.path / 'tensorboard'}",
             ],
-            written,
         )
+        save(file, report)
+        _draw(run, settings.branch, file, points)
     return report
 
 

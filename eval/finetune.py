@@ -20,12 +20,13 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
+    save,
     show,
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
 from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels, published_share
@@ -33,14 +34,6 @@ from mmvicreg.runs import Run
 from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
-
-_FLAGS = {
-    "epochs": "epochs",
-    "batch_size": "batch-size",
-    "head_lr": "lr",
-    "encoder_lr": "encoder-lr",
-    "smallest_crop": "smallest-crop",
-}
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,17 @@ class Settings:
     reading: Reading
     where: DataOptions
 
+    def changed(self, run: Run) -> dict[str, object]:
+        """Flag -> value of what is not the protocol's default, for the result's name."""
+        found = self.schedule.flags(FINETUNE[self.schedule.name])
+        found |= {"seed": self.reading.seed} if self.reading.seed else {}
+        return found | self.where.changed(run) | ({"baseline": True} if self.baseline else {})
+
     def command(self, run: Run) -> str:
         """The command that gives the same result again."""
-        changes = self.schedule.differs(FINETUNE[self.schedule.name])
         options: dict[str, object] = {"labels": self.labels, "branch": self.branch}
         options |= {"seed": self.reading.seed, **self.where.flags()}
-        options |= {flag: changes[name] for name, flag in _FLAGS.items() if name in changes}
+        options |= self.schedule.flags(FINETUNE[self.schedule.name])
         line = command_line("finetune", run.path, options)
         return f"{line} --baseline" if self.baseline else line
 
@@ -86,6 +84,8 @@ def run(
     device: str = "auto",
 ) -> Report:
     """Fine-tune a copy of a branch; print the table, write ``eval/finetune-<labels>-<split>.json``.
+
+    What is not the default is in the file's name.
 
     Args:
         run: an opened run with a checkpoint; nothing else in its folder changes.
@@ -141,6 +141,17 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     whole = labelled_data(run, settings.where)
     announce(world, whole.data)
     share = parse_labels(settings.labels)
+    word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
+    protocol = f"finetune-{word.replace('%', 'percent')}"
+    file = report_file(
+        run,
+        protocol,
+        settings.branch,
+        whole.split,
+        whole.data,
+        own=whole.own,
+        changed=settings.changed(run),
+    )
     choice = choose_labels(whole, share)
     found = replace(
         whole,
@@ -172,28 +183,25 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         "changed": settings.schedule.differs(FINETUNE[settings.schedule.name]),
         "optimizer": "SGD",
         "seed": settings.reading.seed,
-        "published": _published(whole, choice, run.recipe.branches[settings.branch]),
+        "published": _published(whole, choice, run.recipe.branches[settings.branch], settings.schedule),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
-        protocol = f"finetune-{word.replace('%', 'percent')}"
-        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, results, file)
+        _show(report, results)
+        save(file, report)
     return report
 
 
-def _published(whole: Labelled, choice: Choice, branch: BranchConfig) -> list[Report]:
-    if choice.published is None or not is_whole(whole):
+def _published(whole: Labelled, choice: Choice, branch: BranchConfig, schedule: Schedule) -> list[Report]:
+    """Rows of the paper for the same labels by the same schedule."""
+    share = choice.published
+    if share is None or schedule != FINETUNE[f"{share:g}%"] or not is_whole(whole):
         return []
     table = 10 if branch.encoder["name"] in LARGE else 1
-    return published_rows(
-        table, {f"top{top}": f"top-{top}, {choice.published:g} % of labels" for top in (1, 5)}
-    )
+    return published_rows(table, {f"top{top}": f"top-{top}, {share:g} % of labels" for top in (1, 5)})
 
 
-def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+def _show(report: Report, results: Mapping[str, Report]) -> None:
     used = report["schedule"]
     notes = [
         f"Labels: {report['chosen']}.",
@@ -213,5 +221,4 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         results,
         report,
         notes,
-        file,
     )

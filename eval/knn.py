@@ -14,10 +14,19 @@ import numpy as np
 import torch
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import about, announce, is_whole, published_rows, report_file, show, tops
+from mmvicreg.eval.classification import (
+    about,
+    announce,
+    is_whole,
+    published_rows,
+    report_file,
+    save,
+    show,
+    tops,
+)
 from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.metrics import neighbour_credit
 from mmvicreg.metrics.neighbours import Weighting, check_votes
@@ -41,6 +50,27 @@ class Settings:
     space: Space
     baseline: bool
     where: DataOptions
+
+    @property
+    def votes(self) -> dict[str, object]:
+        """Flag -> value of how neighbours vote where it is not as published; a temperature is of weighted votes."""
+        if self.weighting != "exp":
+            return {"weighting": self.weighting}
+        return {"temperature": self.temperature} if self.temperature != TEMPERATURE else {}
+
+    @property
+    def as_published(self) -> bool:
+        """Whether Table 11 may stand beside, for what of K it has."""
+        return not self.votes and self.space == "representation"
+
+    def changed(self, run: Run) -> dict[str, object]:
+        """Flag -> value of what is not the protocol's default, for the result's name."""
+        found: dict[str, object] = {}
+        if set(self.k) != set(NEIGHBOURS):
+            found["k"] = ",".join(map(str, sorted(self.k)))
+        found |= self.votes
+        found |= {"space": self.space} if self.space != "representation" else {}
+        return found | self.where.changed(run) | ({} if self.baseline else {"no-baseline": True})
 
     def command(self, run: Run) -> str:
         """The command that gives the same result again."""
@@ -68,6 +98,8 @@ def run(
     device: str = "auto",
 ) -> Report:
     """Judge a branch by its neighbours, print the table, write ``eval/knn-<split>.json`` into the run folder.
+
+    What is not the default is in the file's name.
 
     Args:
         run: an opened run with a checkpoint.
@@ -111,6 +143,15 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    file = report_file(
+        run,
+        "knn",
+        settings.branch,
+        found.split,
+        found.data,
+        own=found.own,
+        changed=settings.changed(run),
+    )
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="knn")
     check_enough(found, settings.k)  # before anything is encoded
@@ -120,7 +161,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         number: values | {f"untrained_{name}": value for name, value in untrained.get(number, {}).items()}
         for number, values in trained.items()
     }
-    comparable = found.data.name == "imagenet" and is_whole(found) and settings.space == "representation"
+    comparable = found.data.name == "imagenet" and is_whole(found) and settings.as_published
     report: Report = {
         "k": results,
         "temperature": settings.temperature if settings.weighting == "exp" else None,
@@ -131,9 +172,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        file = report_file(run, "knn", settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, file)
+        _show(report)
+        save(file, report)
     return report
 
 
@@ -179,7 +219,7 @@ def accuracies(
     }
 
 
-def _show(report: Report, file: Path) -> None:
+def _show(report: Report) -> None:
     results = report["k"]
     rows = {"trained": {number: values["top1"] for number, values in results.items()}}
     if all("untrained_top1" in values for values in results.values()):
@@ -198,5 +238,4 @@ def _show(report: Report, file: Path) -> None:
         rows,
         report,
         [f"Cosine of {report['space']}s, {votes}."],
-        file,
     )

@@ -49,6 +49,12 @@ class DataOptions:
             **bad_sample_flag(self.on_bad_sample),
         }
 
+    def changed(self, run: Run) -> dict[str, object]:
+        """As flags too, for a result's name: training samples that are not the usual ones."""
+        settings = run.recipe.trained_as(self.dataset or run.recipe.dataset.name)
+        usual = settings.train_split if settings else "train"
+        return {"train-split": self.train_split} if self.train_split not in (None, usual) else {}
+
 
 @dataclass(frozen=True)
 class Labelled:

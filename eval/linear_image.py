@@ -21,15 +21,16 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
+    save,
     show,
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line, write_report
+from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
-from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule
+from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule, usual_schedule
 from mmvicreg.runs import Run
 from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
@@ -49,19 +50,22 @@ class Settings:
     reading: Reading
     where: DataOptions
 
+    def changed(self, run: Run) -> dict[str, object]:
+        """Flag -> value of what is not the protocol's default, for the result's name."""
+        found: dict[str, object] = {}
+        if not self.quick:
+            usual = usual_schedule(self.where.dataset or run.recipe.dataset.name)
+            found |= {"schedule": self.schedule.name} if self.schedule.name != usual else {}
+            found |= self.schedule.flags(LINEAR[self.schedule.name])
+            found |= {"seed": self.reading.seed} if self.reading.seed else {}
+        return found | self.where.changed(run) | ({} if self.baseline else {"no-baseline": True})
+
     def command(self, run: Run) -> str:
         """The command that gives the same result again."""
         options: dict[str, object] = {"branch": self.branch, **self.where.flags()}
         if not self.quick:
-            changes = self.schedule.differs(LINEAR[self.schedule.name])
-            flags = {
-                "epochs": "epochs",
-                "batch_size": "batch-size",
-                "head_lr": "lr",
-                "smallest_crop": "smallest-crop",
-            }
             options |= {"schedule": self.schedule.name, "seed": self.reading.seed}
-            options |= {flag: changes[name] for name, flag in flags.items() if name in changes}
+            options |= self.schedule.flags(LINEAR[self.schedule.name])
         line = command_line("linear", run.path, options)
         line = f"{line} --quick" if self.quick else line
         return line if self.baseline else f"{line} --no-baseline"
@@ -90,7 +94,7 @@ def run(
 ) -> Report:
     """Judge a branch by a linear classifier; print the table and write it into the run folder.
 
-    The file is ``eval/linear-<split>.json``, or ``linear-quick-<split>.json``.
+    The file is ``eval/linear-<split>.json``, or ``linear-quick-<split>.json``; what is not the default is in its name.
 
     Args:
         run: an opened run with a checkpoint.
@@ -135,8 +139,7 @@ def run(
         raise UserError(
             f"--quick fits centre crops without a schedule, so {flags} would do nothing; leave one out"
         )
-    data = dataset or run.recipe.dataset.name
-    chosen = linear_schedule(schedule or (data if data in LINEAR else "imagenet")).changed(
+    chosen = linear_schedule(schedule or usual_schedule(dataset or run.recipe.dataset.name)).changed(
         epochs=epochs, batch_size=batch_size, head_lr=lr, smallest_crop=smallest_crop
     )
     settings = Settings(
@@ -154,22 +157,31 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     """The whole protocol, on each of the processes; the main one prints and writes."""
     found = labelled_data(run, settings.where)
     announce(world, found.data)
+    protocol = "linear-quick" if settings.quick else "linear"
+    file = report_file(
+        run,
+        protocol,
+        settings.branch,
+        found.split,
+        found.data,
+        own=found.own,
+        changed=settings.changed(run),
+    )
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="linear")
+    branch = run.recipe.branches[settings.branch]
     results = (_quick if settings.quick else _whole)(world, run, found, settings)
     report: Report = {
         **results["trained"],
         **{f"untrained_{name}": value for name, value in results.get("untrained", {}).items()},
         "variant": "quick" if settings.quick else "whole",
         **_method(settings),
-        "published": [] if settings.quick else _published(found, run.recipe.branches[settings.branch]),
+        "published": [] if settings.quick else _published(found, branch, settings.schedule),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:
-        protocol = "linear-quick" if settings.quick else "linear"
-        file = report_file(run, protocol, settings.branch, found.split, found.data, own=found.own)
-        write_report(file, report)
-        _show(report, results, file)
+        _show(report, results)
+        save(file, report)
     return report
 
 
@@ -230,9 +242,9 @@ def _method(settings: Settings) -> Report:
     }
 
 
-def _published(found: Labelled, branch: BranchConfig) -> list[Report]:
-    """Rows of the paper on the same pictures, and of its larger encoders for one of them."""
-    if not is_whole(found):
+def _published(found: Labelled, branch: BranchConfig, schedule: Schedule) -> list[Report]:
+    """Rows of the paper on the same pictures by the same schedule, and of its larger encoders for one of them."""
+    if not is_whole(found) or schedule != LINEAR[usual_schedule(found.data.name)]:
         return []
     if found.data.name == "imagenet":
         if branch.encoder["name"] in LARGE:
@@ -241,7 +253,7 @@ def _published(found: Labelled, branch: BranchConfig) -> list[Report]:
     return published_rows(2, {"top1": _TRANSFER[found.data.name]})
 
 
-def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
+def _show(report: Report, results: Mapping[str, Report]) -> None:
     quick = report["variant"] == "quick"
     title = "Linear probe, QUICK variant (centre crops)" if quick else "Linear probe"
     columns = {"top1": "top-1"} | ({"top5": "top-5"} if report["top5"] is not None else {})
@@ -275,5 +287,4 @@ def _show(report: Report, results: Mapping[str, Report], file: Path) -> None:
         {f"{name}{' (quick)' if quick else ''}": values for name, values in results.items()},
         report,
         notes,
-        file,
     )

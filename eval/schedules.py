@@ -84,7 +84,10 @@ class Schedule:
         }
         new = {name: value for name, value in given.items() if value is not None}
         if epochs is not None and self.milestones:
-            new["milestones"] = tuple(round(at * epochs / self.epochs) for at in self.milestones)
+            moved: list[int] = []
+            for at in self.milestones:  # however short, an epoch at least at every rate
+                moved.append(max(round(at * epochs / self.epochs), moved[-1] + 1 if moved else 1))
+            new["milestones"] = tuple(moved)
         return replace(self, **new)  # type: ignore[arg-type]
 
     def differs(self, other: Schedule) -> dict[str, object]:
@@ -95,6 +98,19 @@ class Schedule:
             if name not in ("name", "source") and value != getattr(other, name)
         }
 
+    def flags(self, other: Schedule) -> dict[str, object]:
+        """The same as flags of the command line."""
+        changes = self.differs(other)
+        return {flag: changes[name] for name, flag in _FLAGS.items() if name in changes}
+
+
+_FLAGS = {
+    "epochs": "epochs",
+    "batch_size": "batch-size",
+    "head_lr": "lr",
+    "encoder_lr": "encoder-lr",
+    "smallest_crop": "smallest-crop",
+}
 
 LINEAR: Mapping[str, Schedule] = {
     "imagenet": Schedule("imagenet", "C.2", 100, 256, 0.02, None, 1e-6),
@@ -132,6 +148,11 @@ FINETUNE: Mapping[str, Schedule] = {
     "other": Schedule("other", "assumed: C.2's for 10 % of the labels", 20, 256, 0.1, 0.01, 0.0),
 }
 """Fine-tuning on a part of the labels (appendix C.2)."""
+
+
+def usual_schedule(dataset: str) -> str:
+    """The linear schedule that a data set is judged by: its own, or ImageNet's."""
+    return dataset if dataset in LINEAR else "imagenet"
 
 
 def linear_schedule(name: str) -> Schedule:

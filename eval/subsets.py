@@ -145,8 +145,8 @@ def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
     """Positions of the samples that a list names, by file name, ``<class>/<file name>``, or id.
 
     Raises:
-        UserError: the list cannot be read, is empty, names a file twice, one that is not there, or one of
-            several of that name.
+        UserError: the list cannot be read, is empty, names a file twice (in one spelling or two), one that is not
+            there, or one of several of that name.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -174,7 +174,11 @@ def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
         raise UserError(
             f"{path} names {shorten(many)}, and several training samples are called so; write <class>/<file name>"
         )
-    return np.array(sorted({rows[name][0] for name in names}), dtype=np.int64)
+    named: dict[int, str] = {}
+    for name in names:
+        if (first := named.setdefault(rows[name][0], name)) != name:
+            raise UserError(f"the list {path} names one picture twice, as {first} and as {name}; leave one")
+    return np.array(sorted(named), dtype=np.int64)
 
 
 def _fetch(name: str, downloader: Downloader) -> Path:

@@ -25,10 +25,10 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import announce, published_rows, report_file, show
+from mmvicreg.eval.classification import announce, published_rows, report_file, save, show
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, image_branch, open_data
-from mmvicreg.eval.output import Report, command_line, origin, write_report
+from mmvicreg.eval.output import Report, command_line, origin
 from mmvicreg.metrics import (
     average_precision,
     average_precision_11_point,
@@ -75,6 +75,17 @@ class Settings:
     baseline: bool
     where: DataOptions
 
+    @property
+    def costs(self) -> str | None:
+        """The values of C as a flag; None: the published ones."""
+        return None if self.grid == GRID else ",".join(f"{cost:g}" for cost in self.grid)
+
+    @property
+    def changed(self) -> dict[str, object]:
+        """Flag -> value of what is not the protocol's default, for the result's name."""
+        found: dict[str, object] = {} if self.costs is None else {"costs": self.costs}
+        return found if self.baseline else found | {"no-baseline": True}
+
 
 def run(
     run: Run,
@@ -88,6 +99,8 @@ def run(
     device: str = "auto",
 ) -> Report:
     """Judge a branch on VOC07; print the mean average precision, write ``eval/svm-<data set>-test.json``.
+
+    What is not the default is in the file's name.
 
     Args:
         run: an opened run with a checkpoint.
@@ -123,6 +136,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         )
     samples = {split: data.samples(split) for split in ("trainval", "test")}
     announce(world, data)
+    file = report_file(run, "svm", settings.branch, "test", data, own=own, changed=settings.changed)
     encoded: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     for name in ("trained", "untrained") if settings.baseline else ("trained",):
         model = run.model(untrained=name == "untrained", device=world.device.type)
@@ -146,9 +160,8 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         for name, (train, test) in encoded.items()
     }
     report = _report(run, data, results, settings)
-    file = report_file(run, "svm", settings.branch, "test", data, own=own)
-    write_report(file, report)
-    _show(report, file)
+    _show(report)
+    save(file, report)
     return report
 
 
@@ -265,10 +278,9 @@ def _report(
     known = [targets[targets[:, place] != 0, place] == 1 for place in range(targets.shape[1])]
     sizes = {split: len(data.samples(split)) for split in ("trainval", "test")}
     options: dict[str, object] = {"branch": settings.branch, **settings.where.flags()}
-    if settings.grid != GRID:
-        options["costs"] = ",".join(f"{cost:g}" for cost in settings.grid)
+    options["costs"] = settings.costs
     line = command_line("svm", run.path, options)
-    whole = data.name == "voc07" and sizes == _WHOLE
+    whole = data.name == "voc07" and sizes == _WHOLE and settings.costs is None
     return {
         "mAP": means["trained"]["area"],
         "mAP_eleven_point": means["trained"]["eleven_point"],
@@ -284,6 +296,7 @@ def _report(
         "costs": list(settings.grid),
         "folds": FOLDS,
         "branch": settings.branch,
+        "encoder": run.recipe.branches[settings.branch].encoder["name"],
         "dataset": data.name,
         "split": "test",
         "train": sizes["trainval"],
@@ -293,7 +306,7 @@ def _report(
     }
 
 
-def _show(report: Report, file: Path) -> None:
+def _show(report: Report) -> None:
     chosen = sorted(values["C"] for values in report["per_class"].values())
     show(
         f"Linear SVMs, {report['dataset']}: {len(report['per_class'])} classes, {report['train']:,} training and "
@@ -306,5 +319,4 @@ def _show(report: Report, file: Path) -> None:
             f"C from {chosen[0]:g} to {chosen[-1]:g} (median {chosen[len(chosen) // 2]:g}) of {len(report['costs'])} "
             f"values, by {report['folds']}-fold cross-validation.",
         ],
-        file,
     )

@@ -351,7 +351,9 @@ class Recipe(Strict):
     def _falling_rate(self) -> Recipe:
         if self.schedule.final_factor(self.rate) > 1:
             raise ValueError(
-                f"schedule.final_lr is {self.schedule.final_lr:g}, above the rate of {self.rate:g} it falls from"
+                f"schedule.final_lr is {self.schedule.final_lr:g}, above the rate of {self.rate:g} it falls from at a "
+                f"batch of {self.training.batch_size}: lower schedule.final_lr, or raise "
+                f"{'training.batch_size' if self.optimizer.lr is None else 'optimizer.lr'}"
             )
         return self
 

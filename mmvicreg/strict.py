@@ -26,9 +26,20 @@ def component(value: Any, table: Registry) -> dict[str, Any]:
     options = {key: option for key, option in value.items() if key != "name"}
     for key in options:
         if key not in cls.Config.model_fields:
-            known = sorted(cls.Config.model_fields)
+            known, near = sorted(cls.Config.model_fields), nearest(key, cls.Config.model_fields)
             raise ValueError(
-                f"unknown key '{key}' for the {table.kind} '{value['name']}'{nearest(key, known)}"
-                f" Known: {', '.join(known)}"
+                f"unknown key '{key}' for the {table.kind} '{value['name']}'{near}"
+                f" Known: {', '.join(known)}{_left_over(value['name'], table) if near == '.' else ''}"
             )
     return {"name": value["name"], **cls.Config.model_validate(options).model_dump(mode="json")}
+
+
+def _left_over(name: str, table: Registry) -> str:
+    """What a key that is nothing like the known ones may be: an option of a component whose name alone was changed."""
+    key = table.group.rpartition(".")[2].removesuffix("s")
+    if key == "input":  # is called by its kind
+        return ""
+    return (
+        f". If it is left from the {table.kind} that was there before, replace that whole: {key}={name} in place of "
+        f"{key}.name={name}"
+    )

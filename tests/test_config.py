@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,20 @@ def test_an_option_can_be_set_on_a_component_given_by_name_alone() -> None:
 def test_an_unknown_name_comes_with_the_nearest(setting: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         shapes(setting)
+
+
+def test_options_left_from_another_encoder_come_with_the_way_out() -> None:
+    left = "branches.image.encoder.zero_init_residual=true"
+    with pytest.raises(UserError) as caught:
+        shapes(left, "branches.image.encoder.name=vit_small")
+    assert "'zero_init_residual' for the encoder 'vit_small'. Known: patch, weights. If it" in str(
+        caught.value
+    )
+    (way_out,) = re.findall(
+        r"replace that whole: (\S+) in place of encoder.name=vit_small", str(caught.value)
+    )
+    found = shapes(left, f"branches.image.{way_out}", "inputs.image.size=32")
+    assert found.branches["image"].encoder["name"] == "vit_small"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""VOC 2007 in its publisher's layout, made of noise."""
+"""VOC 2007 in its publisher's layout, made of noise or of given pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,15 @@ from PIL import Image
 from mmvicreg.data.voc import CLASSES
 
 
-def write_voc(root: Path, *, trainval: int = 30, test: int = 16) -> dict[str, np.ndarray]:
-    """VOC's layout: picture ``i`` shows the classes ``i`` and ``i + 1`` (modulo 10 and 20), some of them difficult."""
+def write_voc(
+    root: Path, *, trainval: int = 30, test: int = 16, pictures: Sequence[Sequence[Path]] = ()
+) -> dict[str, np.ndarray]:
+    """VOC's layout: picture ``i`` shows the classes ``i`` and ``i + 1`` (modulo 10 and 20), some of them difficult.
+
+    ``pictures`` are files of ten classes, for what picture ``i`` of trainval and then of test shows modulo 10; none:
+    noise about a grey of the class's own.
+    """
+    files = [list(some) for some in pictures]
     lists = root / "ImageSets" / "Main"
     (root / "JPEGImages").mkdir(parents=True)
     lists.mkdir(parents=True)
@@ -24,6 +32,8 @@ def write_voc(root: Path, *, trainval: int = 30, test: int = 16) -> dict[str, np
             shown[i, (i + 5) % 10] = 0
             pixels = 128 + 12 * (i % 10 - 5) + rng.normal(0, 20, (36, 32, 3))
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            if files:
+                image = Image.open(files[i % 10].pop()).convert("RGB")
             image.save(root / "JPEGImages" / f"{start + i:06d}.jpg")
         for place, name in enumerate(CLASSES):
             lines = [f"{start + i:06d} {shown[i, place]:2d}\n" for i in range(count)]

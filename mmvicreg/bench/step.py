@@ -305,6 +305,8 @@ def rows(found: Sequence[StepCost], wanted: Settings) -> list[dict[str, Any]]:
             "share": {phase: value / one.seconds for phase, value in one.phases.items()},
             "memory": one.memory,
             "input_images_per_second_per_core": wanted.batch_size / one.input_seconds,
+            "input_core_seconds": one.input_seconds,
+            "input_share_of_step": one.input_seconds / one.seconds,
             "difference": one.difference,
             "encoder": wanted.encoder,
             "width": wanted.width,
@@ -336,11 +338,18 @@ def table(found: Sequence[StepCost], wanted: Settings) -> Table:
         "times the authors'": lambda one: f"{one.ratio:.2f}x",
         "MB beyond weights and momenta": lambda one: f"{one.memory / 1e6:.0f}",
         "input, pictures a second of a core": lambda one: f"{wanted.batch_size / one.input_seconds:.1f}",
+        "input, seconds of a core for a step": lambda one: f"{one.input_seconds:.3f}",
+        "the same, % of the step": lambda one: f"{100 * one.input_seconds / one.seconds:.1f}",
     }
     for name, figure in figures.items():
         laid_out.add_row(name, *(figure(one) for one in found))
     laid_out.add_section()
     for phase in PHASES:
         laid_out.add_row(f"{phase}, %", *(f"{100 * one.phases[phase] / one.seconds:.1f}" for one in found))
-    laid_out.caption = f"The first step's weights differ by {found[-1].difference:.1g} of the step."
+    laid_out.caption = (
+        f"The first step's weights differ by {found[-1].difference:.1g} of the step.\nInput: both views of a step's "
+        "pictures read, decoded, cropped and turned into a batch (the authors' coloured too) by one core. Loader "
+        "processes do that while the step is computed, so it is in neither the seconds nor the ratio; divided by the "
+        "number of loaders it must stay below 100 % for the step not to wait."
+    )
     return laid_out

@@ -209,7 +209,9 @@ def _reads_pictures(run: Path, branch: str | None) -> bool:
     from mmvicreg.runs import RECIPE, open_run
 
     if not (run / RECIPE).is_file():
-        return False  # runs by fold, or no run at all
+        if not any(run.glob(f"fold*/{RECIPE}")):
+            open_run(run)  # says that no run is there
+        return False  # runs by fold
     branches = open_run(run).recipe.branches
     kinds = {config.input for config in branches.values()} - {"text"}
     if branch is not None and branch in branches:

@@ -11,10 +11,16 @@ import typer
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     branch: Annotated[str, typer.Option(metavar="NAME", help="Which branch of the run.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write; for transformers a folder.")],
     format: Annotated[
         str, typer.Option(help="torchvision, timm, transformers, safetensors, pt2 (torch.export) or onnx.")
     ] = "safetensors",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File to write; for transformers a folder. Default: RUN/export/NAME and the format's ending.",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(

@@ -29,7 +29,13 @@ class Written:
 
 
 def export(
-    run: Run, branch: str, *, format: str, out: Path, overwrite: bool = False, prove: bool = False
+    run: Run,
+    branch: str,
+    *,
+    format: str,
+    out: Path | None = None,
+    overwrite: bool = False,
+    prove: bool = False,
 ) -> Written:
     """Write one branch's encoder in a format of another library, with a JSON file that describes it.
 
@@ -37,7 +43,8 @@ def export(
         run: an opened run with a checkpoint.
         branch: which of its branches.
         format: one of ``FORMATS``.
-        out: the file, or for ``transformers`` the folder.
+        out: the file, or for ``transformers`` the folder; None: ``export/<branch>`` in the run folder, with the
+            format's (first) ending.
         overwrite: replace what is there.
         prove: load it in a process that cannot import this library, and compare its outputs with ours.
 
@@ -49,8 +56,10 @@ def export(
             package that is not installed, a full disk, or a difference found by the check. Nothing is left behind,
             and what was there before stays.
     """
-    chosen = _format(format, out, prove=prove)
-    _check_way(out, chosen, overwrite=overwrite)
+    chosen = _format(format, prove=prove)
+    if out is None:
+        out = run.path / "export" / "".join((branch, *chosen.suffixes[:1]))
+    _check_way(out, format, overwrite=overwrite)
     subject = open_subject(run, branch)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +83,10 @@ def export(
     return Written(tuple(targets), verdict)
 
 
-def _format(name: str, out: Path, *, prove: bool) -> Format:
+def _format(name: str, *, prove: bool) -> Format:
     if name not in FORMATS:
         raise UserError(f"unknown format '{name}'{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
     chosen = FORMATS[name]
-    if chosen.suffixes and out.suffix not in chosen.suffixes:
-        raise UserError(f"--out {out}: a file of {name} ends in {' or '.join(chosen.suffixes)}")
     if absent := missing(chosen.packages):
         raise UserError(
             f"exporting {name} needs {' and '.join(absent)}: pip install 'mmvicreg[export]', or choose --format pt2, "
@@ -92,7 +99,10 @@ def _format(name: str, out: Path, *, prove: bool) -> Format:
     return chosen
 
 
-def _check_way(out: Path, chosen: Format, *, overwrite: bool) -> None:
+def _check_way(out: Path, name: str, *, overwrite: bool) -> None:
+    chosen = FORMATS[name]
+    if chosen.suffixes and out.suffix not in chosen.suffixes:
+        raise UserError(f"--out {out}: a file of {name} ends in {' or '.join(chosen.suffixes)}")
     there = [path for path in (out, out.with_name(f"{out.name}.json")) if path.exists()]
     if there and not overwrite:
         raise _in_the_way(there[0])

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn import functional
 from torchvision import io as torchvision_io
@@ -62,6 +62,15 @@ class ImageInput(Input):
             if bounds[0] > bounds[1]:
                 raise ValueError(f"expected [smallest, largest], got [{bounds[0]:g}, {bounds[1]:g}]")
             return bounds
+
+        @model_validator(mode="after")
+        def _resize_holds_crop(self) -> ImageInput.Config:
+            if self.eval_resize is not None and self.eval_resize < self.size:
+                raise ValueError(
+                    f"eval_resize is {self.eval_resize}, below the size of {self.size} that is cut out: set it to "
+                    f"{self.size} (the whole picture) or more, or to null (size * 256 / 224)"
+                )
+            return self
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -26,7 +26,15 @@ def test_both_take_the_same_step() -> None:
     assert found[AUTHORS].ratio == 1
     printed = rows(list(found.values()), TINY)
     assert sum(printed[1]["share"].values()) == pytest.approx(1)
-    assert len(table(list(found.values()), TINY).columns) == 3
+    shown = table(list(found.values()), TINY)
+    assert len(shown.columns) == 3
+    for one, row, column in zip(found.values(), printed, shown.columns[1:], strict=True):
+        assert row["input_core_seconds"] == one.input_seconds
+        assert row["input_share_of_step"] == pytest.approx(one.input_seconds / one.seconds)
+        cells = dict(zip(shown.columns[0].cells, column.cells, strict=True))
+        assert cells["input, seconds of a core for a step"] == f"{one.input_seconds:.3f}"
+        assert cells["the same, % of the step"] == f"{100 * one.input_seconds / one.seconds:.1f}"
+    assert "it is in neither the seconds nor the ratio" in str(shown.caption)
 
 
 def test_the_command_writes_its_rows(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import data_layouts as layouts
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from mmvicreg.data.image_folder import ImageFolder, held_out
 from mmvicreg.data.pictures import Pictures, list_pictures
@@ -128,7 +129,36 @@ def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "subset" / "train").mkdir(parents=True)
     (tmp_path / "subset" / "train" / "n1").symlink_to(tmp_path / "real" / "n1")
     (tmp_path / "real" / "n1" / "round").symlink_to(tmp_path / "real")  # would never end
+    (tmp_path / "real" / "n1" / "self.txt").symlink_to(tmp_path / "real" / "n1" / "self.txt")
     assert listed(ImageFolder(tmp_path / "subset"), "val") == [("train/n1/2.jpg", 0)]
+
+
+def test_links_to_folders_inside_a_class_are_followed_as_torchvision_does(tmp_path: Path) -> None:
+    folder(
+        tmp_path, "more/x/3.jpg", "more/4.jpg", "data/train/a/1.jpg", "data/train/b/2.jpg", "data/val/a/5.jpg"
+    )
+    folder(tmp_path, "data/val/b/6.jpg")
+    (tmp_path / "data" / "train" / "a" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "train" / "b" / "linked.jpg").symlink_to(tmp_path / "more" / "4.jpg")
+    data = ImageFolder(tmp_path / "data")
+    theirs = [(str(Path(path).relative_to(tmp_path / "data")), label)
+              for path, label in TorchvisionFolder(tmp_path / "data" / "train").samples]  # fmt: skip
+    assert listed(data, "train") == sorted(theirs)
+    assert len(theirs) == 5
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("above", ["train/", ""])
+def test_a_class_of_one_picture_has_none_to_hold_out(tmp_path: Path, above: str) -> None:
+    folder(tmp_path, *(f"{above}{name}" for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg")))
+    (tmp_path / above / "c" / "2.txt").write_text("no picture")
+    with pytest.raises(
+        UserError, match=r"2 of 3 classes have one picture alone: b, c\. Add .* or give val/<class>/"
+    ):
+        ImageFolder(tmp_path)
+    if above:
+        folder(tmp_path, *(f"val/{name}/1.jpg" for name in "abc"))
+        assert len(ImageFolder(tmp_path).samples("train")) == 4
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -34,8 +34,12 @@ def test_one_archive_is_one_split(tmp_path: Path) -> None:
         path.unlink()
     data = Voc07(tmp_path)
     assert data.splits() == ("trainval",)
-    with pytest.raises(UserError, match="no split 'test'"):
+    with pytest.raises(
+        UserError, match=r"no split 'test'.* It is in VOCtest_06-Nov-2007\.tar, .*: unpack that"
+    ):
         data.targets("test")
+    with pytest.raises(UserError, match=r"a\+b is a union\.$"):
+        data.samples("tset")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, file: str, text: str | None, mes
     else:
         path.write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
+        Voc07(tmp_path).samples("trainval")
+
+
+def test_lists_of_one_length_that_differ_are_told_apart(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    path = tmp_path / "ImageSets" / "Main" / "cat_trainval.txt"
+    path.write_text(path.read_text().replace("000007 ", "000107 "))
+    with pytest.raises(UserError, match=r"\(30 and 30, first 000107 and 000007\)"):
         Voc07(tmp_path).samples("trainval")
 
 

@@ -37,7 +37,7 @@ def test_a_point_is_what_the_protocols_say_of_a_run_that_ended_there(
     report = curve.run(open_run(trained), k=(3, 5), device="cpu")
     points = report["points"]
     assert [(point["epoch"], point["step"]) for point in points] == [(0, 0), (2, 4), (4, 8)]
-    assert json.loads((trained / "eval" / "curve-val.json").read_text()) == report
+    assert json.loads((trained / "eval" / "curve-val-k=3,5.json").read_text()) == report
     shown = capsys.readouterr().out
     assert "epoch 4" in shown
     assert "linear (quick)" in shown
@@ -57,7 +57,7 @@ def test_a_point_is_what_the_protocols_say_of_a_run_that_ended_there(
     assert (
         mmvicreg(monkeypatch, *report["command"].split()[1:], "--device", "cpu") == 0
     )  # the command repeats it
-    events = EventAccumulator(str(trained / "tensorboard" / "curve-val"))
+    events = EventAccumulator(str(trained / "tensorboard" / "curve-val-k=3,5"))
     events.Reload()
     drawn = events.Scalars("top1/image/linear")
     assert [(event.step, event.value) for event in drawn] == [

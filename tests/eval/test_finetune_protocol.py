@@ -87,7 +87,7 @@ def test_only_the_result_is_written_into_the_run(
     words = ("--epochs", 1, "--batch-size", 9, "--workers", 0, "--device", "cpu", "--baseline")
     assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", "50%", *words) == 0
     assert contents(run.path, besides="eval/finetune-") == before
-    file = run.path / "eval" / "finetune-50percent-val.json"
+    file = run.path / "eval" / "finetune-50percent-val-epochs=1-batch-size=9-baseline.json"
     report = json.loads(file.read_text())
     assert (report["labels"], report["labelled"], report["chosen"][:4]) == ("50%", 9, "50 %")
     assert report["from_scratch_top1"] == report["top1"]  # the weights of this run are its initial ones
@@ -112,7 +112,7 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     listed.write_text("train0-1.png\n\nc01/train1-3.png\ntrain/c01/train1-0.png\n")
     words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
     assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-    report = json.loads((run.path / "eval" / "finetune-list-mine-val.json").read_text())
+    report = json.loads((run.path / "eval" / "finetune-list-mine-val-epochs=1-batch-size=3.json").read_text())
     assert (report["labelled"], report["classes_without_labels"]) == (3, 1)
     assert "1 classes have no label" in " ".join(capsys.readouterr().out.split())
     listed.write_text("train0-1.png\nn01440764_1.JPEG\n")
@@ -134,7 +134,8 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
     for lists in (subsets.LISTS, known):
         monkeypatch.setattr(subsets, "LISTS", lists)
         assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-        found.append(json.loads((run.path / "eval" / "finetune-list-simclr-few-val.json").read_text()))
+        file = run.path / "eval" / "finetune-list-simclr-few-val-epochs=1-batch-size=3.json"
+        found.append(json.loads(file.read_text()))
     rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
     assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
     assert "the 1 % published with SimCLR" in found[1]["chosen"]
@@ -146,6 +147,7 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
         ("", "names no files"),
         ("a/1.png\nb/2.png\na/1.png\n", "names a/1.png more than once"),
         ("1.png\n", "several training samples are called so"),
+        ("a/1.png\nb/1.png\na/1\n", "names one picture twice, as a/1.png and as a/1; leave one"),
         ("a/3.png\nx.png\ny.png\nz.png\nw.png", r"5 of 5 files .* a/3.png, x.png, y.png and 2 more"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmvicreg.encode import encode
 from mmvicreg.eval import features as keeping
 from mmvicreg.eval import knn
 from mmvicreg.eval.features import features
+from mmvicreg.eval.labelled import DataOptions
 from mmvicreg.runs import RECIPE, Run, open_run
 from mmvicreg.samples import Sample
 from mmvicreg.training.distributed import World
@@ -40,7 +42,7 @@ def test_the_protocol_is_scikit_learns_on_the_same_features(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = knn.run(run, k=(1, 7), device="cpu")
-    file = run.path / "eval" / "knn-val.json"
+    file = run.path / "eval" / "knn-val-k=1,7.json"
     assert json.loads(file.read_text()) == report
     data, model = run.dataset(), run.model(device="cpu")
     train, test = (
@@ -64,6 +66,13 @@ def test_the_protocol_is_scikit_learns_on_the_same_features(
     monkeypatch.setattr(keeping, "encode", _must_not)  # the command again reads what was kept
     assert mmvicreg(monkeypatch, *report["command"].split()[1:]) == 0
     assert json.loads(file.read_text()) == report
+
+
+def test_table_11_stands_beside_its_own_votes_alone() -> None:
+    own = knn.Settings("image", (20,), 0.07, "exp", "representation", True, DataOptions())
+    assert own.as_published
+    for other in ({"temperature": 0.1}, {"weighting": "uniform"}, {"space": "embedding"}):
+        assert not replace(own, **other).as_published  # type: ignore[arg-type]
 
 
 def _must_not(*_: Any, **__: Any) -> Any:
@@ -159,7 +168,7 @@ def test_pictures_of_an_image_text_run_and_another_data_set(
     other = captioned_run(tmp_path / "run", tiny_shapes)
     where = ("--dataset", "image-folder", "--data-root", pictures, "--k", "3", "--no-baseline")
     assert mmvicreg(monkeypatch, "eval", "knn", other.path, "--branch", "image", *where) == 0
-    report = json.loads((other.path / "eval" / "knn-image-folder-val.json").read_text())
+    report = json.loads((other.path / "eval" / "knn-image-folder-val-k=3-no-baseline.json").read_text())
     assert (report["branch"], report["dataset"], report["test"]) == ("image", "image-folder", 24)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import finetune, linear_image
-from mmvicreg.eval.classification import is_whole, published_rows
+from mmvicreg.eval.classification import is_whole, published_rows, show
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import FINETUNE, LINEAR, Schedule, linear_schedule
@@ -67,6 +67,11 @@ def test_rates_value_by_value() -> None:
         [1, 0.1, 0.1, 0.01, 0.01, 0.001]
     )
     assert LINEAR["places205"].changed(epochs=14).milestones == (2, 4, 6)
+    for name in ("places205", "inat18"):  # every rate for an epoch at least, the whole one first
+        assert LINEAR[name].changed(epochs=3).milestones == (1, 2, 3)
+    assert [LINEAR["places205"].changed(epochs=4).factor(epoch) for epoch in range(4)] == pytest.approx(
+        [1, 0.1, 0.01, 0.001]
+    )
 
 
 def test_what_is_out_of_range_is_refused() -> None:
@@ -152,7 +157,7 @@ def test_the_command_reports_every_number_and_leaves_the_run_as_it_is(
     words = ("--epochs", 2, "--batch-size", 8, "--lr", 0.3, "--workers", 0, "--device", "cpu")
     assert mmvicreg(monkeypatch, "eval", "linear", run.path, *words) == 0
     assert contents(run.path, besides="eval/") == before
-    file = run.path / "eval" / "linear-val.json"
+    file = run.path / "eval" / "linear-val-epochs=2-batch-size=8-lr=0.3.json"
     report = json.loads(file.read_text())
     assert report["top1"] == report["untrained_top1"]  # the weights of this run are its initial ones
     assert report["chance"] == pytest.approx(100 / 3)
@@ -203,6 +208,14 @@ def test_linear_mistakes(
     assert "Traceback" not in told
 
 
+def test_a_run_that_is_not_there_is_said_whatever_else_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in (("--quick",), ("--epochs", "1"), ()):
+        assert mmvicreg(monkeypatch, "eval", "linear", tmp_path / "nope", *flags) == 2
+        assert f"no run folder at {tmp_path / 'nope'}" in capsys.readouterr().err
+
+
 def test_the_schedule_is_the_data_sets_own_unless_another_is_asked_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,10 +230,11 @@ def test_the_schedule_is_the_data_sets_own_unless_another_is_asked_for(
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
     words = ("eval", "linear", run.path, "--dataset", "places205", "--data-root", tmp_path)
     words = (*words, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--no-baseline", "--device", "cpu")
-    file = run.path / "eval" / "linear-places205-val.json"
+    results = run.path / "eval"
 
     assert mmvicreg(monkeypatch, *words) == 0
-    report = json.loads(file.read_text())
+    short = "epochs=1-batch-size=4-no-baseline"
+    report = json.loads((results / f"linear-places205-val-{short}.json").read_text())
     assert {key: report["schedule"][key] for key in ("name", "source", "head_lr", "weight_decay")} == {
         "name": "places205", "source": "C.3", "head_lr": 0.003, "weight_decay": 1e-4,
     }  # fmt: skip
@@ -228,7 +242,8 @@ def test_the_schedule_is_the_data_sets_own_unless_another_is_asked_for(
     assert "is its own" not in capsys.readouterr().out
 
     assert mmvicreg(monkeypatch, *words, "--schedule", "imagenet") == 0
-    assert json.loads(file.read_text())["schedule"]["name"] == "imagenet"
+    other = results / f"linear-places205-val-schedule=imagenet-{short}.json"
+    assert json.loads(other.read_text())["schedule"]["name"] == "imagenet"
     printed = " ".join(capsys.readouterr().out.split())
     assert "Not as published for places205: --schedule places205 is its own." in printed
 
@@ -240,7 +255,7 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
     assert "VICReg" in few
     assert "MoCo" not in few  # it has no such number
     assert not is_whole(labelled_data(run, DataOptions()))
-    branch = run.recipe.branches["image"]
+    branch, own = run.recipe.branches["image"], LINEAR["imagenet"]
 
     class Whole:
         name, classes = "imagenet", tuple(map(str, range(1000)))
@@ -249,16 +264,21 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
     empty = np.zeros(0, np.int64)
     whole = Labelled(Whole(), True, "train", "val", train, empty, test, empty)  # type: ignore[arg-type]
     assert is_whole(whole)
-    assert {row["method"] for row in linear_image._published(whole, branch)} >= {"VICReg", "Supervised"}
+    assert {row["method"] for row in linear_image._published(whole, branch, own)} >= {"VICReg", "Supervised"}
     wide = branch.model_copy(update={"encoder": {"name": "resnet50x2"}})
-    (x2,) = (row for row in linear_image._published(whole, wide) if row["method"] == "VICReg R50 (x2)")
+    (x2,) = (row for row in linear_image._published(whole, wide, own) if row["method"] == "VICReg R50 (x2)")
     assert (x2["table"], x2["top1"], x2["top5"]) == (9, 75.5, 92.1)
-    few_labels = finetune._published(whole, Choice(empty, "", 1.0), wide)
+    few_labels = finetune._published(whole, Choice(empty, "", 1.0), wide, FINETUNE["1%"])
     assert {row["method"]: row["top1"] for row in few_labels}["VICReg R200 (x2)"] == 68.8  # Table 10
-    assert finetune._published(whole, Choice(empty, ""), wide) == []
+    assert finetune._published(whole, Choice(empty, ""), wide, FINETUNE["other"]) == []
+    # nor beside another schedule than theirs
+    shorter = FINETUNE["1%"].changed(epochs=3)
+    assert finetune._published(whole, Choice(empty, "", 1.0), wide, shorter) == []
+    for other in (own.changed(head_lr=0.3), LINEAR["places205"]):
+        assert linear_image._published(whole, branch, other) == []
     part = Labelled(Whole(), True, "train", "val", range(9), empty, test, empty)  # type: ignore[arg-type]
     assert not is_whole(part)
-    assert linear_image._published(part, branch) == []
+    assert linear_image._published(part, branch, own) == []
 
     for name, (classes, trained, tested), vicreg in (
         ("places205", (205, 2_448_873, 20_500), 54.3),
@@ -270,5 +290,16 @@ def test_published_rows_stand_beside_whole_published_data_only(run: Run) -> None
 
         Other.name, Other.classes = name, tuple(map(str, range(classes)))  # type: ignore[attr-defined]
         other = Labelled(Other(), False, "train", "val", range(trained), empty, range(tested), empty)  # type: ignore[arg-type]
-        found = {row["method"]: row for row in linear_image._published(other, branch)}
+        found = {row["method"]: row for row in linear_image._published(other, branch, LINEAR[name])}
         assert (found["VICReg"]["top1"], found["VICReg"]["table"]) == (vicreg, 2)  # Table 2 of the paper
+
+
+def test_published_rows_say_whose_encoder_they_are_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for encoder, said in (("resnet50", "(paper, Table 1)"), ("vit_small", "(paper, Table 1, resnet50)")):
+        report = {"branch": "image", "encoder": encoder, "dataset": "imagenet", "run": "r", "epoch": 1}
+        rows = published_rows(1, {"top1": "linear top-1"})
+        show("title", {"top1": "top-1"}, {}, {**report, "published": rows}, [])
+        assert said in capsys.readouterr().out
+    rows = published_rows(9, {"top1": "top-1"})  # name theirs
+    show("title", {"top1": "top-1"}, {}, {**report, "published": rows}, [])
+    assert "VICReg R50 (x2) (paper, Table 9)" in capsys.readouterr().out

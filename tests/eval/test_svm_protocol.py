@@ -78,9 +78,11 @@ def test_the_command(
 ) -> None:
     write_voc(tmp_path / "voc")
     run = picture_run(tmp_path / "run", write_pictures(tmp_path / "data", train=3, val=2))
+    # all of the data, but not the published values of C: no published row
+    monkeypatch.setattr(svm, "_WHOLE", {"trainval": 30, "test": 16})
     words = ("eval", "svm", run.path, "--data-root", tmp_path / "voc", "--costs", "0.01,1", "--device", "cpu")
     assert mmvicreg(monkeypatch, *words) == 0
-    report = json.loads((run.path / "eval" / "svm-voc07-test.json").read_text())
+    report = json.loads((run.path / "eval" / "svm-voc07-test-costs=0.01,1.json").read_text())
     assert list(report["per_class"]) == list(CLASSES)
     areas = [values["AP"]["area"] for values in report["per_class"].values()]
     assert report["mAP"] == pytest.approx(np.mean(areas))

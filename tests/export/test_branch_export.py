@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from picture_runs import mmvicreg
 from tiny import tiny_recipe, untrained_run
 from torch import Tensor
 
@@ -236,6 +238,26 @@ def test_what_cannot_be_is_said_before_anything_is_written(
         "mine.pth": "mine",
         "b.pth.json": "mine too",
     }
+
+
+def test_without_a_place_it_goes_into_the_run_folder(
+    captions: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(captions.path, folder)
+    words = ("export", folder, "--branch", "image")
+    for format, name in (
+        ("torchvision", "image.pth"),
+        ("safetensors", "image.safetensors"),
+        ("transformers", "image"),
+    ):
+        assert mmvicreg(monkeypatch, *words, "--format", format) == 0
+        assert capsys.readouterr().out.splitlines()[0] == str(folder / "export" / name)
+        assert load(folder / "export" / name)[1]["format"] == format
+    assert mmvicreg(monkeypatch, *words, "--format", "torchvision") == 2
+    assert "image.pth exists; give --overwrite" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no branch 'imge'"):
+        export(open_run(folder), "imge", format="torchvision")
 
 
 def test_a_full_disk_leaves_what_was_there(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
@@ -241,6 +242,15 @@ def test_evaluation_is_resize_then_centre_crop(
     # theirs crops at whole pixels of the resized picture: up to half a pixel of shift
     assert (ours - theirs).abs().mean() < 2
     assert (ours - theirs).abs().max() < 8
+
+
+def test_a_picture_smaller_than_its_crop_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"eval_resize is 32, below the size of 64 .*: set it to 64 .* to null"
+    ):
+        ImageInput.Config(size=64, eval_resize=32)
+    for resize in (64, 72, None):
+        ImageInput.Config(size=64, eval_resize=resize)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])

@@ -41,6 +41,16 @@ def _brute_force(
     return credit
 
 
+def _voted(queries: np.ndarray, x: np.ndarray, y: np.ndarray, *, k: list[int]) -> np.ndarray:
+    """``(q, len(k))``: the class that is voted for where none ties: the one whose label would be right."""
+    every = [neighbour_credit(queries, np.full(len(queries), label), x, y, k=k, classes=CLASSES)[:, :, 0]
+             for label in range(CLASSES)]  # fmt: skip
+    np.testing.assert_array_equal(
+        np.sort(every, axis=0)[-2:], [np.zeros_like(every[0]), np.ones_like(every[0])]
+    )
+    return np.argmax(every, axis=0)
+
+
 @pytest.mark.parametrize("temperature", [None, 0.07, 0.5])
 def test_equals_brute_force_in_float64(temperature: float | None) -> None:
     data = _data()
@@ -60,9 +70,11 @@ def test_equals_scikit_learn_where_no_votes_tie() -> None:
     model = KNeighborsClassifier(
         21, metric="cosine", algorithm="brute", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(x.astype(float), y)
-    right = model.predict(queries.astype(float)) == asked
+    voted = _voted(queries, x, y, k=[21])[:, 0]
+    np.testing.assert_array_equal(voted, model.predict(queries.astype(float)))
+    assert len(set(voted.tolist())) == CLASSES
     found = neighbour_credit(queries, asked, x, y, k=[21], classes=CLASSES)
-    np.testing.assert_array_equal(found[:, 0, 0], right.astype(float))
+    np.testing.assert_array_equal(found[:, 0, 0], (voted == asked).astype(float))
     share = model.predict_proba(queries.astype(float))
     second = [label in np.argsort(-row)[:2] for row, label in zip(share, asked, strict=True)]
     found = neighbour_credit(queries, asked, x, y, k=[21], classes=CLASSES, tops=(1, 2))
@@ -151,7 +163,7 @@ def test_labels_that_do_not_fit_are_refused() -> None:
 _LARGE = """
 from pathlib import Path
 import numpy as np
-from mmvicreg.metrics import neighbour_credit
+from mmvicreg.metrics import nearest_candidates, neighbour_credit
 def resident(peak):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM" if peak else "VmRSS"))
@@ -165,13 +177,19 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here o
 before = resident(peak=False)
 found = neighbour_credit(q, asked, x, y, k=[20, 200], classes=10)
 print((resident(peak=True) - before) / 1024)
-unit, ask = x / np.linalg.norm(x, axis=1, keepdims=True).astype(float), q.astype(float)
-for row in range(0, 10_000, 50):
-    cosine = unit @ ask[row] / np.linalg.norm(ask[row])
+near = nearest_candidates(q, x, 200)
+unit, ask = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x.astype(float), q.astype(float)))
+for start in range(0, 10_000, 250):  # the neighbours of every query, and the class that they vote for
+    rows = np.arange(start, start + 250)
+    cosine = ask[rows] @ unit.T
+    best = np.argpartition(-cosine, 199, axis=1)[:, :200]
+    order = np.argsort(-np.take_along_axis(cosine, best, 1), axis=1)
+    best = np.take_along_axis(best, order, 1)
+    np.testing.assert_array_equal(near[rows], best)
+    weights = np.exp(np.take_along_axis(cosine, best, 1) / 0.07)
     for i, k in enumerate((20, 200)):
-        near = np.argsort(-cosine, kind="stable")[:k]
-        votes = np.bincount(y[near], np.exp(cosine[near] / 0.07), minlength=10)
-        assert found[row, i, 0] == (votes.argmax() == asked[row]), row
+        votes = np.stack([np.where(y[best[:, :k]] == c, weights[:, :k], 0).sum(1) for c in range(10)], 1)
+        np.testing.assert_array_equal(found[rows, i, 0], votes.argmax(1) == asked[rows])
 """
 
 

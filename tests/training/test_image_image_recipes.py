@@ -132,7 +132,8 @@ def test_cifar10_is_the_walk_through_s() -> None:
 
 
 def test_a_last_rate_above_that_of_a_small_batch_is_refused() -> None:
-    with pytest.raises(UserError, match=r"final_lr is 0\.002, above the rate of 0\.0015625"):
+    said = r"final_lr is 0\.002, above the rate of 0\.0015625 .* at a batch of 2: .* or raise training\.batch_size"
+    with pytest.raises(UserError, match=said):
         recipe("imagenet", "training.batch_size=2")
 
 

@@ -210,6 +210,7 @@ def test_the_rate_grows_with_the_batch() -> None:
         (("optimizer.name=lars", "optimizer.betas=[0.5, 0.9]"), "betas is an option of adamw and adam"),
         (("schedule.final_lr=0.1", "schedule.final_lr_factor=0.1"), "two ways to say the last rate"),
         (("schedule.final_lr=0.1",), "schedule.final_lr is 0.1, above the rate of 0.001"),
+        (("schedule.final_lr=0.1",), "at a batch of 64: lower schedule.final_lr, or raise optimizer.lr"),
     ],
 )
 def test_what_contradicts_itself_is_refused(settings: tuple[str, ...], message: str) -> None:
