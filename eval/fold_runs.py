@@ -8,8 +8,10 @@ from pathlib import Path
 
 from mmvicreg.datasets import in_folds
 from mmvicreg.errors import UserError
+from mmvicreg.eval.trained_data import check_trained_data
 from mmvicreg.runs import RECIPE, Run
 from mmvicreg.samples import DataSet
+from mmvicreg.training.checkpoint import list_checkpoints
 
 
 def fold_runs(folder: Path) -> dict[int, Path]:
@@ -38,7 +40,7 @@ def one_of(folder: Path, members: Mapping[int, Path], fold: int) -> Path:
 
 
 def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> None:
-    """Runs by fold count as one result only when they are one recipe, a fold each, and complete.
+    """Runs by fold count as one result only when they are one recipe, a fold each, all of them, and of these data.
 
     Raises:
         UserError: they are not.
@@ -58,3 +60,6 @@ def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> Non
         alike = member.recipe.model_copy(update={"dataset": first.dataset})
         if alike != first or member.recipe.dataset.name != first.dataset.name:
             raise UserError(f"{member.path} was trained by another recipe than the other folds of {folder}")
+    for member in runs.values():
+        if list_checkpoints(member.checkpoints):  # for the supervised baseline a run need not be trained
+            check_trained_data(member, data)

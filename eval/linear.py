@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_re
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
+from mmvicreg.eval.trained_data import changed_data, in_doubt
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
@@ -72,18 +74,24 @@ def run(
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
         ``branch`` (the last), ``chance``, ``transductive``, ``classes``, ``train`` (samples per probe),
         ``test`` (samples over all probes), ``skipped``, and the same per branch under ``branches``; every method's
-        branches under ``methods``.
+        branches under ``methods``; ``doubt``, why it is not known whether pretraining saw the test samples, or None.
 
     Raises:
-        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe, or
-            runs that do not compare.
+        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe,
+            runs that do not compare, or folds of other samples than the run was trained on.
     """
     path, runs = _opened(run, fold)
     by_fold = None not in runs
     members = list(runs.values())
     data, own = _open(members[0], data_root=data_root, dataset=dataset)
+    doubt: str | None = None
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
+    else:
+        _, tasks = tasks_of(members[0], data, own=own, fold=fold)
+        doubt = in_doubt(members[0], data, seen=all(task.transductive for task in tasks))
+        if doubt is not None and supervised:
+            raise changed_data(doubt)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
@@ -99,7 +107,7 @@ def run(
         raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
-        found = _judge(member, data, own=own, fold=number or fold)
+        found = _judge(member, data, own=own, fold=number or fold, doubt=doubt)
         if by_fold:
             command = _command(
                 member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
@@ -118,12 +126,13 @@ def run(
         supervised=supervised,
     )
     report = summarise(outcomes, data, members, path=path, command=command)
+    report["doubt"] = doubt
     report |= list_skipped(path, data, "linear", skipped)
     for rival in rivals:
         found = [
             outcome
             for number, member in zip(runs, rival.runs, strict=True)
-            for outcome in _judge(member, data, own=own, fold=number or fold, untrained=False)
+            for outcome in _judge(member, data, own=own, fold=number or fold, doubt=doubt, untrained=False)
         ]
         report["methods"].append(compared(found, rival))
     if labelled is not None:
@@ -182,9 +191,13 @@ def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[Dat
     return open_dataset(dataset, root=data_root), False
 
 
-def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: bool = True) -> list[Outcome]:
+def _judge(
+    run: Run, data: DataSet, *, own: bool, fold: int | None, doubt: str | None, untrained: bool = True
+) -> list[Outcome]:
     branches = _branches(run)
     samples, tasks = tasks_of(run, data, own=own, fold=fold)
+    if doubt is not None:  # it may have seen them
+        tasks = [replace(task, transductive=True) for task in tasks]
     labels = labels_of(samples, data)
     trained = _features(run, branches, samples, untrained=False)
     initial = _features(run, branches, samples, untrained=True) if untrained else {}

@@ -31,6 +31,7 @@ from mmvicreg.eval.ranking import (
 )
 from mmvicreg.eval.retrieval_report import RECALLS, captions_per_image, pretrained_on, published_rows, show
 from mmvicreg.eval.tasks import saw_split
+from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
@@ -160,12 +161,12 @@ def run(
     Returns:
         What was written: per direction ``R@1``, ``R@5``, ``R@10`` and ``chance`` in percent, 1-based
         ``median_rank`` and ``mean_rank``, ``queries``, ``gallery``; ``rsum``, the sum of all recalls; and
-        what it was measured on.
+        what it was measured on; ``doubt``, why it is not known whether pretraining saw that, or None.
 
     Raises:
         UserError: no such split, protocol, space, similarity or search, a protocol that does not fit the
             images and their captions, no edge to judge, embeddings that cannot be compared, an export that
-            is there already or cannot be written.
+            is there already or cannot be written, folds of other samples than the run was trained on.
     """
     check_protocol(protocol)
     _check_reading(space, similarity)
@@ -191,6 +192,8 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     )
     branches = dict.fromkeys(end for edge in edges for end in (edge.a, edge.b))
     texts = [branch for branch in branches if _is_text(run, branch)]
+    seen = saw_split(run, data.name, split)
+    doubt = in_doubt(run, data, seen=seen)
     _check_size(settings.protocol, data, split, samples, captions=bool(texts))
     judged = settings.resolved(run.recipe.evaluation)
     model = run.model(device=world.device.type)
@@ -230,7 +233,8 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "captions": captions,
         "captions_per_image": captions_per_image(samples, most=CAPTIONS) if texts else None,
         "pretrained_on": pretrained_on(run, data if own_data else None),
-        "seen_in_pretraining": saw_split(run, data.name, split),
+        "seen_in_pretraining": seen or doubt is not None,
+        "doubt": doubt,
         "space": judged.space,
         "similarity": judged.similarity,
         "published": rows,

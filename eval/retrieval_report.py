@@ -76,7 +76,13 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
     for name in directions:
         if "search" in report[name]:
             out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
-    if report["seen_in_pretraining"]:
+    if report["doubt"] is not None:
+        out.print(
+            f"Split {report['split']}: counted as transductive. {report['doubt']}, so that whether it saw this split "
+            "is not known.",
+            soft_wrap=True,
+        )
+    elif report["seen_in_pretraining"]:
         out.print(f"Split {report['split']}: {SEEN}", soft_wrap=True)
     if report["published"]:
         out.print(
