@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmvicreg.datasets import in_folds
@@ -63,3 +64,25 @@ def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> Non
     for member in runs.values():
         if list_checkpoints(member.checkpoints):  # for the supervised baseline a run need not be trained
             check_trained_data(member, data)
+
+
+def check_finished(folder: Path, runs: Sequence[Run]) -> None:
+    """The mean over the runs by fold in ``folder`` is one figure only when each was trained to its end.
+
+    Raises:
+        UserError: some were not; the command that goes on with them is named.
+    """
+    short = [
+        f"{run.path.name} after epoch {done} of {run.recipe.training.epochs}"
+        for run in runs
+        if (done := run.epochs_done) < run.recipe.training.epochs
+    ]
+    if not short:
+        return
+    first = runs[0]
+    command = ["mmvicreg", "train", "--pair", first.recipe.pair, "--recipe", str(first.path / RECIPE)]
+    command += ["--fold", "all", "--resume", "--out", str(folder)]
+    raise UserError(
+        f"{folder} is not finished: {', '.join(short)}, and a mean is of runs that were all trained to their end. "
+        f"Go on with {shlex.join(command)}, or judge a run by itself, such as {first.path}"
+    )

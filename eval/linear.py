@@ -25,7 +25,7 @@ from mmvicreg.datasets import open_dataset
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval import supervised as baseline
-from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs, one_of
+from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
@@ -77,7 +77,7 @@ def run(
         branches under ``methods``; ``doubt``, why it is not known whether pretraining saw the test samples, or None.
 
     Raises:
-        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe,
+        UserError: no labels, no such fold, runs that do not make up a set of finished folds, no branch to probe,
             runs that do not compare, or folds of other samples than the run was trained on.
     """
     path, runs = _opened(run, fold)
@@ -87,6 +87,7 @@ def run(
     doubt: str | None = None
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
+        check_finished(path, members)
     else:
         _, tasks = tasks_of(members[0], data, own=own, fold=fold)
         doubt = in_doubt(members[0], data, seen=all(task.transductive for task in tasks))

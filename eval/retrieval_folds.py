@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
-from mmvicreg.eval.fold_runs import check_fold_runs, fold_runs
+from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, fold_runs
 from mmvicreg.eval.output import Report, command_line, spread, write_report
 from mmvicreg.eval.retrieval_report import RECALLS, SEEN
 from mmvicreg.runs import open_run
@@ -46,7 +46,8 @@ def run(
         whether pretraining saw any of the folds that were judged (``seen_in_pretraining``, by fold).
 
     Raises:
-        UserError: no runs by fold, not one of each fold, another recipe among them; anything of one run's.
+        UserError: no runs by fold, not one of each fold, another recipe or an unfinished one among them; anything of
+            one run's.
     """
     members = fold_runs(folder)
     if not members:
@@ -60,6 +61,7 @@ def run(
     runs = {number: open_run(path) for number, path in members.items()}
     first = next(iter(runs.values()))
     check_fold_runs(folder, runs, first.dataset(root=data_root))
+    check_finished(folder, list(runs.values()))
     found = {
         str(number): retrieval.run(member, data_root=data_root, split=f"fold{number}", **options)
         for number, member in runs.items()

@@ -53,7 +53,7 @@ class StubRun(Run):
 
     @property
     def epochs_done(self) -> int:
-        return 7
+        return self.recipe.training.epochs
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -108,9 +108,10 @@ class StubEncode:
 
 
 def recipe(pair: str, dataset: str, **changes: Any) -> Recipe:
-    """A shipped recipe with some keys changed, dotted keys written with two underscores."""
+    """A shipped recipe of 7 epochs with some keys changed, dotted keys written with two underscores."""
+    keys = {"training__epochs": 7, **changes}
     return load_recipe(
-        recipe_path(pair, dataset, None), {key.replace("__", "."): value for key, value in changes.items()}
+        recipe_path(pair, dataset, None), {key.replace("__", "."): value for key, value in keys.items()}
     )
 
 

@@ -67,6 +67,7 @@ def _sound_recipe(root: Path, fold: int | str) -> Recipe:
     small: dict[str, Any] = {
         "inputs__audio": {"sample_rate": RATE, "seconds": 0.25},
         "dataset__root": str(root),
+        "training__epochs": 2,
     }
     small["branches__wave__encoder"] = {"name": "resnet18_1d", "widths": [4, 4, 8, 12], "stem_stride": 2}
     small["branches__mel__frontend"] = {
