@@ -32,7 +32,7 @@ from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
+from mmvicreg.eval.tasks import groups_of, labels_of, related, tasks_of
 from mmvicreg.eval.trained_data import changed_data, in_doubt
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import DataSet, Sample
@@ -56,7 +56,8 @@ def run(
     """Probe every branch of a run that is not text, and all of them side by side, concatenated.
 
     Prints a table and writes ``eval/linear.json`` into the run folder (and, for a folder of runs by fold,
-    into that folder and each run's own).
+    into that folder and each run's own). Another data set is added to the file's name, and so is a fold that is not
+    the one held out: ``linear-<dataset>-fold<fold>.json``.
 
     Args:
         run: an opened run with a checkpoint, a run folder, or a folder of runs ``fold1``, ``fold2``, ...
@@ -115,7 +116,7 @@ def run(
             )
             report = summarise(found, data, [member], path=member.path, command=command)
             report |= list_skipped(member.path, data, "linear", skipped)
-            write_report(member.path / "eval" / _file(data, own=own), report)
+            write_report(member.path / "eval" / _file(member, data, own=own, fold=number), report)
         outcomes += found
     command = _command(
         path,
@@ -138,7 +139,7 @@ def run(
         report["methods"].append(compared(found, rival))
     if labelled is not None:
         report["methods"].append(labelled)
-    file = path / "eval" / _file(data, own=own)
+    file = path / "eval" / _file(members[0], data, own=own, fold=fold)
     write_report(file, report)
     show(report, file)
     return report
@@ -256,8 +257,14 @@ def _features(run: Run, branches: Sequence[str], samples: Sequence[Sample], *, u
     return found
 
 
-def _file(data: DataSet, *, own: bool) -> str:
-    return "linear.json" if own else f"linear-{data.name}.json"
+def _file(run: Run, data: DataSet, *, own: bool, fold: int | None) -> str:
+    """``linear.json`` is of what is judged when nothing is asked for; the figure of a fold beside it is kept apart."""
+    words = ["linear", *([] if own else [data.name])]
+    if fold is not None and not (
+        fold == run.recipe.dataset.fold and related(data.name, run.recipe.dataset.name)
+    ):
+        words.append(f"fold{fold}")
+    return f"{'-'.join(words)}.json"
 
 
 def _command(

@@ -29,7 +29,14 @@ from mmvicreg.eval.ranking import (
     choose_search,
     count_ranks,
 )
-from mmvicreg.eval.retrieval_report import RECALLS, captions_per_image, pretrained_on, published_rows, show
+from mmvicreg.eval.retrieval_report import (
+    RECALLS,
+    captions_per_image,
+    file_name,
+    pretrained_on,
+    published_rows,
+    show,
+)
 from mmvicreg.eval.tasks import saw_split
 from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
@@ -142,12 +149,11 @@ def run(
         run: an opened run with a checkpoint.
         data_root: where the data is; None: where it was in training.
         dataset: another data set than the run's own, by name (its file is then
-            ``retrieval-<dataset>-<split>.json``).
+            ``retrieval-<dataset>-<split>.json``, see :func:`mmvicreg.eval.retrieval_report.file_name`).
         split: None: the recipe's ``eval_split``, else ``test`` where there is one, else ``val``; for data in
             folds the held-out fold.
         protocol: ``5k``, ``1k-5fold`` or ``all``.
-        space: ``embedding`` or ``representation``; None: the recipe's. Another than the recipe's is added
-            to the file's name, and so is another similarity.
+        space: ``embedding`` or ``representation``; None: the recipe's.
         similarity: ``cosine``, ``dot`` or ``euclidean``; None: the recipe's.
         search: ``exact`` scores every candidate, in float64; ``faiss`` those it finds; ``auto`` is exact up
             to a million candidates.
@@ -241,9 +247,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         **origin(run, settings.command(run, split)),
     }
     if world.is_main:
-        words = ["retrieval", *([] if own_data else [data.name]), split]
-        words += [value for value in (judged.space, judged.similarity) if judged != run.recipe.evaluation]
-        file = run.path / "eval" / f"{'-'.join(words)}.json"
+        file = run.path / "eval" / file_name(run, report, split, search=settings.search)
         write_report(file, report)
         listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
         if settings.on_bad_sample == "skip":

@@ -14,7 +14,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
 from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, fold_runs
 from mmvicreg.eval.output import Report, command_line, spread, write_report
-from mmvicreg.eval.retrieval_report import RECALLS, SEEN
+from mmvicreg.eval.retrieval_report import RECALLS, SEEN, file_name
 from mmvicreg.runs import open_run
 from mmvicreg.tables import console, print_table
 
@@ -30,6 +30,8 @@ def run(
     **options: Any,
 ) -> Report:
     """Judge every run of a folder ``fold1``, ``fold2``, ..., print the mean, write ``eval/retrieval-folds.json``.
+
+    Another protocol, space or similarity than by default is added to its name, as for one run.
 
     Each run's own table and file come first, as :func:`mmvicreg.eval.retrieval.run` gives them.
 
@@ -83,7 +85,7 @@ def run(
         "command": command_line("retrieval", folder, {"data-root": data_root, **_asked(options)}),
     }
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
-        file = folder / "eval" / "retrieval-folds.json"
+        file = folder / "eval" / file_name(first, report, "folds", search=options.get("search", "auto"))
         write_report(file, report)
         _show(report, file, directions)
     return report

@@ -107,6 +107,8 @@ def test_a_run_per_fold_gives_mean_and_deviation(folds: Path, capsys: pytest.Cap
     assert "transductive" not in printed
     again = retrieval_folds.run(folds, similarity="dot", protocol="all", devices=1)
     assert again["command"] == f"mmvicreg eval retrieval {folds} --similarity dot"
+    assert json.loads((folds / "eval" / "retrieval-folds-embedding-dot.json").read_text()) == again
+    assert json.loads((folds / "eval" / "retrieval-folds.json").read_text()) == report
 
 
 def test_a_fold_that_pretraining_saw_is_called_transductive(
