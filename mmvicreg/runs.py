@@ -232,8 +232,13 @@ def open_run(path: Path) -> Run:
     return Run(path, parse_recipe(tree, source=str(file)))
 
 
-def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
-    """The run folder under ``base`` whose newest checkpoint was written last, among the given pairs.
+def newest_run(base: Path, *, pairs: Sequence[str] | None = None, joins_two: bool = False) -> Run:
+    """The run folder under ``base`` whose newest checkpoint was written last.
+
+    Args:
+        base: where to look, however deep.
+        pairs: only runs of these.
+        joins_two: only runs with an edge between two different branches.
 
     Raises:
         UserError: there is none.
@@ -246,12 +251,21 @@ def newest_run(base: Path, *, pairs: Sequence[str] | None = None) -> Run:
                 tree = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError, UnicodeDecodeError):
                 continue  # a broken run is not the newest fitting one; opened by name it is an error
-            if checkpoints and (pairs is None or (isinstance(tree, dict) and tree.get("pair") in pairs)):
+            if not isinstance(tree, dict) or (pairs is not None and tree.get("pair") not in pairs):
+                continue
+            if checkpoints and (not joins_two or _joins_two(tree)):
                 found.append((max(path.stat().st_mtime for path in checkpoints), file.parent))
     if not found:
-        what = f" of the pair {' or '.join(pairs)}" if pairs else ""
+        what = f" of the pair {' or '.join(pairs)}" if pairs else " of two branches" if joins_two else ""
         raise UserError(f"no run{what} under {base}; train one first (mmvicreg train), or name its folder")
     return open_run(max(found)[1])
+
+
+def _joins_two(tree: dict[str, Any]) -> bool:
+    edges = tree.get("edges")
+    return isinstance(edges, list) and any(
+        isinstance(edge, dict) and edge.get("a") != edge.get("b") for edge in edges
+    )
 
 
 def check_free(path: Path) -> None:
