@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmvicreg.datasets import in_folds
 from mmvicreg.errors import UserError
+from mmvicreg.eval.trained_data import check_trained_data
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet
+from mmvicreg.training.checkpoint import list_checkpoints
 
 
 def one_of(folder: Path, members: Mapping[int, Path], fold: int) -> Path:
@@ -25,7 +27,7 @@ def one_of(folder: Path, members: Mapping[int, Path], fold: int) -> Path:
 
 
 def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> None:
-    """Runs by fold count as one result only when they are one recipe, a fold each, and complete.
+    """Runs by fold count as one result only when they are one recipe, a fold each, all of them, and of these data.
 
     Raises:
         UserError: they are not.
@@ -45,3 +47,26 @@ def check_fold_runs(folder: Path, runs: Mapping[int, Run], data: DataSet) -> Non
         alike = member.recipe.model_copy(update={"dataset": first.dataset})
         if alike != first or member.recipe.dataset.name != first.dataset.name:
             raise UserError(f"{member.path} was trained by another recipe than the other folds of {folder}")
+    for member in runs.values():
+        if list_checkpoints(member.checkpoints):  # for the supervised baseline a run need not be trained
+            check_trained_data(member, data)
+
+
+def check_finished(folder: Path, runs: Sequence[Run]) -> None:
+    """The mean over the runs by fold in ``folder`` is one figure only when each was trained to its end.
+
+    Raises:
+        UserError: some were not; the command that goes on with them is named.
+    """
+    short = [
+        f"{run.path.name} after epoch {done} of {run.recipe.training.epochs}"
+        for run in runs
+        if (done := run.epochs_done) < run.recipe.training.epochs
+    ]
+    if not short:
+        return
+    command = ["mmvicreg", "train", "--resume", "--out", str(folder)]
+    raise UserError(
+        f"{folder} is not finished: {', '.join(short)}, and a mean is of runs that were all trained to their end. "
+        f"Go on with {shlex.join(command)}, or judge a run by itself, such as {runs[0].path}"
+    )

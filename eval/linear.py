@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,15 @@ from mmvicreg.datasets import open_dataset
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval import supervised as baseline
-from mmvicreg.eval.fold_runs import check_fold_runs, one_of
+from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import groups_of, labels_of, tasks_of
+from mmvicreg.eval.tasks import groups_of, labels_of, related, tasks_of
+from mmvicreg.eval.trained_data import changed_data, in_doubt
 from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
@@ -54,7 +56,8 @@ def run(
     """Probe every branch of a run that is not text, and all of them side by side, concatenated.
 
     Prints a table and writes ``eval/linear.json`` into the run folder (and, for a folder of runs by fold,
-    into that folder and each run's own).
+    into that folder and each run's own). Another data set is added to the file's name, and so is a fold that is not
+    the one held out: ``linear-<dataset>-fold<fold>.json``.
 
     Args:
         run: an opened run with a checkpoint, a run folder, or a folder of runs ``fold1``, ``fold2``, ...
@@ -72,18 +75,25 @@ def run(
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
         ``branch`` (the last), ``chance``, ``transductive``, ``classes``, ``train`` (samples per probe),
         ``test`` (samples over all probes), ``skipped``, and the same per branch under ``branches``; every method's
-        branches under ``methods``.
+        branches under ``methods``; ``doubt``, why it is not known whether pretraining saw the test samples, or None.
 
     Raises:
-        UserError: no labels, no such fold, runs that do not make up a set of folds, no branch to probe, or
-            runs that do not compare.
+        UserError: no labels, no such fold, runs that do not make up a set of finished folds, no branch to probe,
+            runs that do not compare, or folds of other samples than the run was trained on.
     """
     path, runs = _opened(run, fold)
     by_fold = None not in runs
     members = list(runs.values())
     data, own = _open(members[0], data_root=data_root, dataset=dataset)
+    doubt: str | None = None
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
+        check_finished(path, members)
+    else:
+        _, tasks = tasks_of(members[0], data, own=own, fold=fold)
+        doubt = in_doubt(members[0], data, seen=all(task.transductive for task in tasks))
+        if doubt is not None and supervised:
+            raise changed_data(doubt)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
@@ -99,14 +109,14 @@ def run(
         raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
-        found = _judge(member, data, own=own, fold=number or fold)
+        found = _judge(member, data, own=own, fold=number or fold, doubt=doubt)
         if by_fold:
             command = _command(
                 member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
             )
             report = summarise(found, data, [member], path=member.path, command=command)
             report |= list_skipped(member.path, data, "linear", skipped)
-            write_report(member.path / "eval" / _file(data, own=own), report)
+            write_report(member.path / "eval" / _file(member, data, own=own, fold=number), report)
         outcomes += found
     command = _command(
         path,
@@ -118,17 +128,18 @@ def run(
         supervised=supervised,
     )
     report = summarise(outcomes, data, members, path=path, command=command)
+    report["doubt"] = doubt
     report |= list_skipped(path, data, "linear", skipped)
     for rival in rivals:
         found = [
             outcome
             for number, member in zip(runs, rival.runs, strict=True)
-            for outcome in _judge(member, data, own=own, fold=number or fold, untrained=False)
+            for outcome in _judge(member, data, own=own, fold=number or fold, doubt=doubt, untrained=False)
         ]
         report["methods"].append(compared(found, rival))
     if labelled is not None:
         report["methods"].append(labelled)
-    file = path / "eval" / _file(data, own=own)
+    file = path / "eval" / _file(members[0], data, own=own, fold=fold)
     write_report(file, report)
     show(report, file)
     return report
@@ -182,9 +193,13 @@ def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[Dat
     return open_dataset(dataset, root=data_root), False
 
 
-def _judge(run: Run, data: DataSet, *, own: bool, fold: int | None, untrained: bool = True) -> list[Outcome]:
+def _judge(
+    run: Run, data: DataSet, *, own: bool, fold: int | None, doubt: str | None, untrained: bool = True
+) -> list[Outcome]:
     branches = _branches(run)
     samples, tasks = tasks_of(run, data, own=own, fold=fold)
+    if doubt is not None:  # it may have seen them
+        tasks = [replace(task, transductive=True) for task in tasks]
     labels = labels_of(samples, data)
     trained = _features(run, branches, samples, untrained=False)
     initial = _features(run, branches, samples, untrained=True) if untrained else {}
@@ -242,8 +257,14 @@ def _features(run: Run, branches: Sequence[str], samples: Sequence[Sample], *, u
     return found
 
 
-def _file(data: DataSet, *, own: bool) -> str:
-    return "linear.json" if own else f"linear-{data.name}.json"
+def _file(run: Run, data: DataSet, *, own: bool, fold: int | None) -> str:
+    """``linear.json`` is of what is judged when nothing is asked for; the figure of a fold beside it is kept apart."""
+    words = ["linear", *([] if own else [data.name])]
+    if fold is not None and not (
+        fold == run.recipe.dataset.fold and related(data.name, run.recipe.dataset.name)
+    ):
+        words.append(f"fold{fold}")
+    return f"{'-'.join(words)}.json"
 
 
 def _command(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.fold_runs import one_of
+from mmvicreg.eval.fold_runs import check_finished, one_of
 from mmvicreg.recipes import differences
 from mmvicreg.runs import Run, fold_runs, open_run
 
@@ -41,7 +41,8 @@ def open_rival(path: Path, runs: Sequence[Run], *, by_fold: bool) -> Rival:
         by_fold: they are runs by fold.
 
     Raises:
-        UserError: no such run, another data set, another fold held out, or other samples trained on.
+        UserError: no such run, another data set, another fold held out, other samples trained on, or runs by fold that
+            are not all finished.
     """
     members = fold_runs(path)
     if by_fold and not members:
@@ -49,6 +50,8 @@ def open_rival(path: Path, runs: Sequence[Run], *, by_fold: bool) -> Rival:
     found = [_counterpart(path, members, run) for run in runs]
     for own, other in zip(runs, found, strict=True):
         _check(own, other)
+    if by_fold:
+        check_finished(path, found)
     changed = [
         line for line in differences(runs[0].recipe, found[0].recipe) if not line.startswith("dataset.root")
     ]

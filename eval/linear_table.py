@@ -85,7 +85,11 @@ def _remarks(report: Report, *, several: bool) -> list[str]:
             lines.append(
                 f"{method['method']}: run {method['run']} after epoch {method['epoch']}; differs in {told}."
             )
-    if any(method["transductive"] for method in report["methods"]):
+    if report["doubt"] is not None:
+        lines.append(
+            f"Counted as transductive: {report['doubt']}, so that whether it saw the test samples is not known."
+        )
+    elif any(method["transductive"] for method in report["methods"]):
         lines.append(
             "Transductive: pretraining saw the test samples (without their labels); not comparable with a "
             "run that held them out."

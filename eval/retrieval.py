@@ -29,8 +29,16 @@ from mmvicreg.eval.ranking import (
     choose_search,
     count_ranks,
 )
-from mmvicreg.eval.retrieval_report import RECALLS, captions_per_image, pretrained_on, published_rows, show
+from mmvicreg.eval.retrieval_report import (
+    RECALLS,
+    captions_per_image,
+    file_name,
+    pretrained_on,
+    published_rows,
+    show,
+)
 from mmvicreg.eval.tasks import saw_split
+from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, evaluation_data
@@ -141,12 +149,11 @@ def run(
         run: an opened run with a checkpoint.
         data_root: where the data is; None: where it was in training.
         dataset: another data set than the run's own, by name (its file is then
-            ``retrieval-<dataset>-<split>.json``).
+            ``retrieval-<dataset>-<split>.json``, see :func:`mmvicreg.eval.retrieval_report.file_name`).
         split: None: the recipe's ``eval_split``, else ``test`` where there is one, else ``val``; for data in
             folds the held-out fold.
         protocol: ``5k``, ``1k-5fold`` or ``all``.
-        space: ``embedding`` or ``representation``; None: the recipe's. Another than the recipe's is added
-            to the file's name, and so is another similarity.
+        space: ``embedding`` or ``representation``; None: the recipe's.
         similarity: ``cosine``, ``dot`` or ``euclidean``; None: the recipe's.
         search: ``exact`` scores every candidate, in float64; ``faiss`` those it finds; ``auto`` is exact up
             to a million candidates.
@@ -160,12 +167,12 @@ def run(
     Returns:
         What was written: per direction ``R@1``, ``R@5``, ``R@10`` and ``chance`` in percent, 1-based
         ``median_rank`` and ``mean_rank``, ``queries``, ``gallery``; ``rsum``, the sum of all recalls; and
-        what it was measured on.
+        what it was measured on; ``doubt``, why it is not known whether pretraining saw that, or None.
 
     Raises:
         UserError: no such split, protocol, space, similarity or search, a protocol that does not fit the
             images and their captions, no edge to judge, embeddings that cannot be compared, an export that
-            is there already or cannot be written.
+            is there already or cannot be written, folds of other samples than the run was trained on.
     """
     check_protocol(protocol)
     _check_reading(space, similarity)
@@ -191,6 +198,8 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     )
     branches = dict.fromkeys(end for edge in edges for end in (edge.a, edge.b))
     texts = [branch for branch in branches if _is_text(run, branch)]
+    seen = saw_split(run, data.name, split)
+    doubt = in_doubt(run, data, seen=seen)
     _check_size(settings.protocol, data, split, samples, captions=bool(texts))
     judged = settings.resolved(run.recipe.evaluation)
     model = run.model(device=world.device.type)
@@ -230,16 +239,15 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         "captions": captions,
         "captions_per_image": captions_per_image(samples, most=CAPTIONS) if texts else None,
         "pretrained_on": pretrained_on(run, data if own_data else None),
-        "seen_in_pretraining": saw_split(run, data.name, split),
+        "seen_in_pretraining": seen or doubt is not None,
+        "doubt": doubt,
         "space": judged.space,
         "similarity": judged.similarity,
         "published": rows,
         **origin(run, settings.command(run, split)),
     }
     if world.is_main:
-        words = ["retrieval", *([] if own_data else [data.name]), split]
-        words += [value for value in (judged.space, judged.similarity) if judged != run.recipe.evaluation]
-        file = run.path / "eval" / f"{'-'.join(words)}.json"
+        file = run.path / "eval" / file_name(run, report, split, search=settings.search)
         write_report(file, report)
         listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
         if settings.on_bad_sample == "skip":

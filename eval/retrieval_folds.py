@@ -12,9 +12,9 @@ from rich.table import Table as RichTable
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
-from mmvicreg.eval.fold_runs import check_fold_runs
+from mmvicreg.eval.fold_runs import check_finished, check_fold_runs
 from mmvicreg.eval.output import Report, command_line, spread, write_report
-from mmvicreg.eval.retrieval_report import RECALLS, SEEN
+from mmvicreg.eval.retrieval_report import RECALLS, SEEN, file_name
 from mmvicreg.runs import fold_runs, open_run
 from mmvicreg.tables import console, print_table
 
@@ -31,6 +31,8 @@ def run(
 ) -> Report:
     """Judge every run of a folder ``fold1``, ``fold2``, ..., print the mean, write ``eval/retrieval-folds.json``.
 
+    Another protocol, space or similarity than by default is added to its name, as for one run.
+
     Each run's own table and file come first, as :func:`mmvicreg.eval.retrieval.run` gives them.
 
     Args:
@@ -46,7 +48,8 @@ def run(
         whether pretraining saw any of the folds that were judged (``seen_in_pretraining``, by fold).
 
     Raises:
-        UserError: no runs by fold, not one of each fold, another recipe among them; anything of one run's.
+        UserError: no runs by fold, not one of each fold, another recipe or an unfinished one among them; anything of
+            one run's.
     """
     members = fold_runs(folder)
     if not members:
@@ -60,6 +63,7 @@ def run(
     runs = {number: open_run(path) for number, path in members.items()}
     first = next(iter(runs.values()))
     check_fold_runs(folder, runs, first.dataset(root=data_root))
+    check_finished(folder, list(runs.values()))
     found = {
         str(number): retrieval.run(member, data_root=data_root, split=f"fold{number}", **options)
         for number, member in runs.items()
@@ -81,7 +85,7 @@ def run(
         "command": command_line("retrieval", folder, {"data-root": data_root, **_asked(options)}),
     }
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
-        file = folder / "eval" / "retrieval-folds.json"
+        file = folder / "eval" / file_name(first, report, "folds", search=options.get("search", "auto"))
         write_report(file, report)
         _show(report, file, directions)
     return report

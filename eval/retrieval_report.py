@@ -76,7 +76,13 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
     for name in directions:
         if "search" in report[name]:
             out.print(f"{name.replace('_to_', ' to ')}: {_say_search(report[name])}.", soft_wrap=True)
-    if report["seen_in_pretraining"]:
+    if report["doubt"] is not None:
+        out.print(
+            f"Split {report['split']}: counted as transductive. {report['doubt']}, so that whether it saw this split "
+            "is not known.",
+            soft_wrap=True,
+        )
+    elif report["seen_in_pretraining"]:
         out.print(f"Split {report['split']}: {SEEN}", soft_wrap=True)
     if report["published"]:
         out.print(
@@ -89,6 +95,31 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
             f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True
         )
     out.print(f"Written: {file}", soft_wrap=True)
+
+
+def file_name(run: Run, report: Report, part: str, *, search: str) -> str:
+    """``retrieval-<split>.json``; what was asked for besides is added, so that no result replaces another.
+
+    That is another data set than the run's before the split; after it the protocol (``5k``, ``1k-5fold``), space and
+    similarity where one of them is not the recipe's, and a search by FAISS.
+
+    Args:
+        run: what was judged.
+        report: the result: ``dataset``, ``protocol``, ``space`` and ``similarity``.
+        part: the split, or ``folds``.
+        search: how candidates were asked to be searched.
+    """
+    own = run.recipe.evaluation
+    reading = (report["space"], report["similarity"])
+    words = [
+        "retrieval",
+        *([] if report["dataset"] == run.recipe.dataset.name else [report["dataset"]]),
+        part,
+    ]
+    words += [report["protocol"]] if report["protocol"] != "all" else []
+    words += reading if reading != (own.space, own.similarity) else ()
+    words += ["faiss"] if search == "faiss" else []
+    return f"{'-'.join(words)}.json"
 
 
 def _say_search(found: Report) -> str:

@@ -38,13 +38,14 @@ from mmvicreg.eval.probe import TOP5_CLASSES, Task, chance_level
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.supervised_training import fit, supervised_recipe
 from mmvicreg.eval.tasks import labels_of, tasks_of
+from mmvicreg.eval.trained_data import check_trained_data
 from mmvicreg.metrics import top_k_accuracy
 from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.tables import console, print_table
-from mmvicreg.training.checkpoint import plain_state, save_checkpoint
+from mmvicreg.training.checkpoint import list_checkpoints, plain_state, save_checkpoint
 from mmvicreg.training.log import say
 
 FILE = "supervised.json"
@@ -73,12 +74,15 @@ def run(
         ``branches`` (top1, std, top5 and folds of each), ``chance``, ``epochs``, ``classes``, ``train``, ``test``.
 
     Raises:
-        UserError: a run that held nothing out, no labels, a result that is there already and of something else.
+        UserError: a run that held nothing out, no labels, a result that is there already and of something else, data
+            that are not those the run was trained on.
     """
     path, runs = _opened(run, fold)
     data = runs[0].dataset(root=data_root)
     if len(runs) > 1:
         check_fold_runs(path, {_fold_of(member): member for member in runs}, data)
+    elif list_checkpoints(runs[0].checkpoints):  # only its recipe is needed
+        check_trained_data(runs[0], data)
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
         samples = _plan(runs[0], data)[1]

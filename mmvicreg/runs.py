@@ -232,13 +232,16 @@ def open_run(path: Path) -> Run:
     return Run(path, parse_recipe(tree, source=str(file)))
 
 
-def newest_run(base: Path, *, pairs: Sequence[str] | None = None, like: Recipe | None = None) -> Run:
+def newest_run(
+    base: Path, *, pairs: Sequence[str] | None = None, joins_two: bool = False, like: Recipe | None = None
+) -> Run:
     """The run folder under ``base`` whose newest checkpoint was written last.
 
     Args:
-        base: where runs are looked for.
-        pairs: of these pairs alone.
-        like: of this recipe's pair, data set and objective alone.
+        base: where to look, however deep.
+        pairs: only runs of these.
+        joins_two: only runs with an edge between two different branches.
+        like: only runs of this recipe's pair, data set and objective.
 
     Raises:
         UserError: there is none.
@@ -251,23 +254,36 @@ def newest_run(base: Path, *, pairs: Sequence[str] | None = None, like: Recipe |
                 tree = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError, UnicodeDecodeError):
                 continue  # a broken run is not the newest fitting one; opened by name it is an error
-            kind = _kind(tree)
-            fits = (pairs is None or kind[0] in pairs) and (like is None or kind == _kind(like.model_dump()))
-            if checkpoints and fits:
+            if not isinstance(tree, dict) or (pairs is not None and tree.get("pair") not in pairs):
+                continue
+            if (joins_two and not _joins_two(tree)) or (like is not None and _kind(tree) != _kind_of(like)):
+                continue
+            if checkpoints:
                 found.append((max(path.stat().st_mtime for path in checkpoints), file.parent))
     if not found:
-        what = f" of the pair {' or '.join(pairs)}" if pairs else ""
-        what += f" of {', '.join(_kind(like.model_dump()))}" if like is not None else ""
+        what = f" of the pair {' or '.join(pairs)}" if pairs else " of two branches" if joins_two else ""
+        what += f" of {', '.join(_kind_of(like))}" if like is not None else ""
         raise UserError(f"no run{what} under {base}; train one first (mmvicreg train), or name its folder")
     return open_run(max(found)[1])
 
 
-def _kind(tree: Any) -> tuple[str, str, str]:
-    """Pair, data set and objective of a recipe as it is written; empty where there is none."""
+def _joins_two(tree: dict[str, Any]) -> bool:
+    edges = tree.get("edges")
+    return isinstance(edges, list) and any(
+        isinstance(edge, dict) and edge.get("a") != edge.get("b") for edge in edges
+    )
+
+
+def _kind_of(recipe: Recipe) -> tuple[str, str, str]:
+    return recipe.pair, recipe.dataset.name, recipe.objective["name"]
+
+
+def _kind(tree: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Pair, data set and objective of a recipe as it is written; None where they are not all there."""
     try:
         return tree["pair"], tree["dataset"]["name"], tree["objective"]["name"]
     except (TypeError, KeyError):
-        return "", "", ""
+        return None
 
 
 def fold_runs(folder: Path) -> dict[int, Path]:

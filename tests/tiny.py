@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mmvicreg.branches.model import build_inputs
 from mmvicreg.config import Recipe
-from mmvicreg.datasets import open_dataset
+from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run, create_run
+from mmvicreg.samples import fingerprint
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.setup import build_model
 
@@ -84,13 +85,14 @@ def untrained_run(path: Path, recipe: Recipe) -> Run:
     for source in inputs.values():
         source.fit(data.samples(data.splits()[0]))
     model = build_model(recipe, inputs)
+    seen = training_samples(data, split=recipe.dataset.train_split, fold=recipe.dataset.fold)
     run = create_run(path, recipe)
     content = {
         "model": model.state_dict(),
         "inputs": {name: source.state() for name, source in inputs.items()},
         "optimizer": {},
         "monitor": {},
-        "data": {"samples": 0, "names": ""},
+        "data": fingerprint(seen),
         "position": {"step": 3, "epoch": 2, "seconds": 1.0},
     }
     save_checkpoint(run.checkpoints, 3, content, keep=1)

@@ -101,9 +101,9 @@ def run_packed(gru: nn.GRU, words: PackedSequence) -> tuple[PackedSequence, Tens
         )
         state = data.new_zeros(running[0], gru.hidden_size)
         states, ended = [], []
-        for x in nn.functional.linear(data, weight_ih, bias_ih).split(running):
+        for x in torch.split(nn.functional.linear(data, weight_ih, bias_ih), running):
             if len(x) < len(state):  # captions are sorted by length, so those that ended are the last
-                state, done = state.split([len(x), len(state) - len(x)])
+                state, done = torch.split(state, [len(x), len(state) - len(x)])
                 ended.append(done)
             h = nn.functional.linear(state, weight_hh, bias_hh)
             (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, dim=1), h.chunk(3, dim=1)

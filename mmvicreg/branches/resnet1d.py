@@ -112,9 +112,8 @@ class Conv1dAsPicture(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, channels, 1, length)`` to ``(n, out, 1, length after stride)``."""
-        return nn.functional.conv2d(
-            x, self.weight.unsqueeze(2), self.bias, (1, *self.stride), (0, self.padding[0])
-        )
+        stride, padding = (1, self.stride[0]), (0, int(self.padding[0]))
+        return nn.functional.conv2d(x, self.weight.unsqueeze(2), self.bias, stride, padding)
 
 
 class BasicBlock1d(nn.Module):

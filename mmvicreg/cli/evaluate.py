@@ -25,7 +25,7 @@ from mmvicreg.cli.evaluate_options import (
     Split,
     TrainSplit,
     check_dataset,
-    newest,
+    newest_of_folds,
     refuse,
 )
 
@@ -73,7 +73,7 @@ def retrieval(
     from mmvicreg.skipped import check_on_bad_sample
 
     check_dataset(dataset)
-    path = run if run is not None else newest(runs, ["image-text"])
+    path = run if run is not None else newest_of_folds(runs, None, joins_two=True)
     by_fold = not (path / RECIPE).is_file() and any(path.glob(f"fold*/{RECIPE}"))
     judge = registry.PROTOCOLS.load("retrieval-folds" if by_fold else "retrieval")
     judge(
@@ -154,7 +154,7 @@ def linear(
     check_dataset(dataset)
     skip_or_not = check_on_bad_sample(on_bad_sample)
     if run is None:
-        run = _newest_of_folds(runs)
+        run = _newest_probed(runs)
     asked: dict[str, object] = {
         "schedule": schedule,
         "epochs": epochs,
@@ -234,7 +234,7 @@ def supervised(
 
     judge = registry.PROTOCOLS.load("supervised")
     judge(
-        run if run is not None else _newest_of_folds(runs),
+        run if run is not None else _newest_probed(runs),
         data_root=data_root,
         fold=fold,
         on_bad_sample=check_on_bad_sample(on_bad_sample),
@@ -242,12 +242,8 @@ def supervised(
     )
 
 
-def _newest_of_folds(runs: Path) -> Path:
-    """The newest run with a linear protocol; one of a run per fold stands for all of them."""
+def _newest_probed(runs: Path) -> Path:
+    """The newest run, or runs by fold, with a linear protocol."""
     from mmvicreg import registry
 
-    run = newest(runs, [pair for pair in registry.PAIRS if pair != "image-text"])
-    if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != runs:
-        run = run.parent
-        typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
-    return run
+    return newest_of_folds(runs, [pair for pair in registry.PAIRS if pair != "image-text"])

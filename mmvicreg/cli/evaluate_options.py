@@ -50,14 +50,24 @@ OnBadSample = Annotated[
 ]
 
 
-def newest(base: Path, pairs: Sequence[str]) -> Path:
-    """The newest run of the pairs, said aloud."""
+def newest(base: Path, pairs: Sequence[str] | None, *, joins_two: bool = False) -> Path:
+    """The newest run of the pairs, or that joins two branches, said aloud."""
     from mmvicreg.runs import newest_run
 
-    path = newest_run(base, pairs=pairs).path
+    path = newest_run(base, pairs=pairs, joins_two=joins_two).path
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         typer.echo(f"newest run: {path}")
     return path
+
+
+def newest_of_folds(base: Path, pairs: Sequence[str] | None, *, joins_two: bool = False) -> Path:
+    """As :func:`newest`; one of a run per fold stands for all of them."""
+    run = newest(base, pairs, joins_two=joins_two)
+    if run.name.startswith("fold") and not (run.parent / "recipe.yaml").is_file() and run.parent != base:
+        run = run.parent
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"it is one of the runs by fold in {run}, which are judged together")
+    return run
 
 
 def check_dataset(name: str | None) -> None:

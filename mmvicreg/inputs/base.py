@@ -56,6 +56,8 @@ class InputSpec:
         augmented: its colours were augmented in the loader already.
         vocabulary: number of token ids.
         model_config: a ``transformers`` configuration, for encoders that bring their own tokenizer.
+        model: hub name or local folder of the ``transformers`` model whose tokenizer it is.
+        longest: tokens of a caption at most.
     """
 
     kind: str = ""
@@ -64,6 +66,8 @@ class InputSpec:
     augmented: bool = False
     vocabulary: int = 0
     model_config: Mapping[str, Any] | None = None
+    model: str | None = None
+    longest: int = 0
 
 
 class Input(ABC):

@@ -127,7 +127,13 @@ class TextInput(Input):
         self._tokenizer = restore(state["tokenizer"])
 
     def spec(self) -> InputSpec:
-        """The vocabulary's size, and the model configuration of a transformers tokenizer."""
+        """The vocabulary's size, the longest caption, and a transformers tokenizer's model and its configuration."""
         tokenizer = self.tokenizer
         config = tokenizer.model_config if isinstance(tokenizer, TransformersTokenizer) else None
-        return InputSpec("text", vocabulary=tokenizer.size, model_config=config)
+        return InputSpec(
+            "text",
+            vocabulary=tokenizer.size,
+            model_config=config,
+            model=self.config.model,
+            longest=self.config.max_length,
+        )

@@ -149,17 +149,19 @@ class TransformersTokenizer(Tokenizer):
         """Read the tokenizer and the configuration of ``model``.
 
         Raises:
-            UserError: neither a local folder nor a name that the hub could deliver.
+            UserError: neither a local folder nor a name that the hub could deliver, or damaged files.
         """
         from transformers import AutoConfig, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # a damaged file raises what its own parser does, a bare Exception among them
             raise UserError(
-                f"cannot load the transformers model '{model}': give a local folder with config.json and "
-                f"tokenizer files, or a hub name while the network is up ({_first_line(error)})"
+                f"cannot load the transformers model '{model}': give a local folder with config.json and whole "
+                f"tokenizer files, or a hub name while the network is up ({first_line(error)})"
             ) from error
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
@@ -213,5 +215,6 @@ def _from_bytes_tensor(content: torch.Tensor) -> bytes:
     return bytes(content.numpy().tobytes())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of elsewhere says, in one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -8,6 +8,7 @@ import http.server
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from mmvicreg.branches.transformers_text import TransformersText
 from mmvicreg.config import ExpanderConfig
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
+from mmvicreg.inputs.text import TextInput
 from mmvicreg.inputs.tokenizers import TransformersTokenizer
 from mmvicreg.registry import ENCODERS
+from mmvicreg.samples import Sample
 
 
 @pytest.mark.parametrize(
@@ -276,6 +279,66 @@ def test_transformers_without_its_tokenizer_or_folder_is_refused(tmp_path: Path)
         TransformersText(TransformersText.Config(model="x"), InputSpec(vocabulary=9))
     with pytest.raises(UserError, match="cannot load the transformers model"):
         TransformersTokenizer.from_pretrained(str(tmp_path / "nothing"))
+
+
+def _read(folder: Path, *, longest: int = 16, **options: object) -> TransformersText:
+    """An encoder of a recipe whose tokenizer is the folder's."""
+    source = TextInput(TextInput.Config(tokenizer="transformers", model=str(folder), max_length=longest))
+    source.fit([Sample("s", captions=("a red circle",))])
+    return TransformersText(TransformersText.Config.model_validate(options), source.spec())
+
+
+def test_transformers_models_are_the_tokenizers_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = tiny_bert(tmp_path / "one"), tiny_bert(tmp_path / "two")
+    with pytest.raises(UserError, match=rf"inputs.text.model is {one} and .*encoder.model is {two}"):
+        _read(one, model=str(two))
+    own = _read(one)  # named once
+    monkeypatch.chdir(tmp_path)
+    for again in (_read(one, model="one"), _read(one, model=str(one))):
+        for key, value in own.state_dict().items():
+            assert torch.equal(value, again.state_dict()[key])
+    # what was trained holds its weights: the names are of no more use
+    spec = InputSpec(vocabulary=13, model_config=json.loads((one / "config.json").read_text()), model="x")
+    TransformersText(TransformersText.Config(model="y"), spec, pretrained=False)
+
+
+def test_damaged_transformers_files_are_named(tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "bert")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(
+        UserError, match=rf"cannot load the weights of the transformers model '{folder}' \(.+\)"
+    ):
+        _read(folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match=rf"cannot load the transformers model '{folder}'"):
+        _read(folder)
+
+
+def test_captions_longer_than_a_transformers_model_are_refused(tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "bert")
+    assert _read(folder, longest=64).out_features == 32
+    with pytest.raises(
+        UserError, match=r"max_length is 65 tokens, and the transformers model has 64 positions"
+    ):
+        _read(folder, longest=65)
+
+
+def test_roberta_has_fewer_positions_than_its_table(tmp_path: Path) -> None:
+    """Its positions are counted from behind the padding's."""
+    from transformers import RobertaConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    made = RobertaConfig(vocab_size=20, max_position_embeddings=34, pad_token_id=1, **sizes)
+    config = json.loads(made.to_json_string(use_diff=False))
+    longest = InputSpec(vocabulary=21, model_config=config, longest=32)
+    encoder = TransformersText(TransformersText.Config(weights="none"), longest)
+    ids = torch.full((1, 32), 6)
+    assert encoder(TextBatch(ids, torch.tensor([32]))).shape == (1, 16)
+    with pytest.raises(UserError, match="33 tokens, and the transformers model has 32 positions"):
+        TransformersText(TransformersText.Config(weights="none"), replace(longest, longest=33))
 
 
 def test_expander_has_batchnorm_on_inner_layers_only_and_no_last_bias() -> None:

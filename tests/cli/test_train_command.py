@@ -115,7 +115,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
         ("--pair image-text --dataset shapes --device tpu", ["'tpu'.*cpu, cuda"]),
         ("--resume", ["--out|--pair"]),
         ("--resume --out nowhere", ["no run folder at nowhere"]),
-        ("--resume --pair wave-mel --dataset tones", ["no run of the pair wave-mel under runs"]),
+        ("--resume --pair wave-mel --dataset tones", ["no run of wave-mel, tones, vicreg under runs"]),
     ],
 )
 def test_a_mistake_in_the_arguments_is_named(train: Command, arguments: str, patterns: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmvicreg.config import Recipe
+from mmvicreg.datasets import training_samples
 from mmvicreg.encode import Encoded
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import load_recipe, parse_recipe, recipe_path
 from mmvicreg.runs import Run
-from mmvicreg.samples import Sample
+from mmvicreg.samples import Sample, fingerprint
 
 Vectors = npt.NDArray[np.float32]
 
@@ -51,7 +53,17 @@ class StubRun(Run):
 
     @property
     def epochs_done(self) -> int:
-        return 7
+        return self.recipe.training.epochs
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """A checkpoint that says it was trained on what ``data`` holds."""
+        config = self.recipe.dataset
+        try:
+            seen = training_samples(self.data, split=config.train_split, fold=config.fold)
+        except UserError:
+            seen = []
+        return {"data": fingerprint(seen)}
 
     def model(self, *, untrained: bool = False, device: str | None = None) -> Any:
         return "untrained" if untrained else "trained"
@@ -96,9 +108,10 @@ class StubEncode:
 
 
 def recipe(pair: str, dataset: str, **changes: Any) -> Recipe:
-    """A shipped recipe with some keys changed, dotted keys written with two underscores."""
+    """A shipped recipe of 7 epochs with some keys changed, dotted keys written with two underscores."""
+    keys = {"training__epochs": 7, **changes}
     return load_recipe(
-        recipe_path(pair, dataset, None), {key.replace("__", "."): value for key, value in changes.items()}
+        recipe_path(pair, dataset, None), {key.replace("__", "."): value for key, value in keys.items()}
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from eval_stubs import recipe
 from PIL import Image
-from tiny import untrained_run
+from tiny import tiny_recipe, untrained_run
 
 from mmvicreg.cli import main
 from mmvicreg.config import Recipe
@@ -67,6 +67,7 @@ def _sound_recipe(root: Path, fold: int | str) -> Recipe:
     small: dict[str, Any] = {
         "inputs__audio": {"sample_rate": RATE, "seconds": 0.25},
         "dataset__root": str(root),
+        "training__epochs": 2,
     }
     small["branches__wave__encoder"] = {"name": "resnet18_1d", "widths": [4, 4, 8, 12], "stem_stride": 2}
     small["branches__mel__frontend"] = {
@@ -98,18 +99,21 @@ def _mmvicreg(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_retrieval_judges_the_newest_image_text_run(
+def test_retrieval_judges_the_newest_run_of_two_branches(
     tmp_path: Path,
     pictures: Path,
     sounds: Path,
+    tiny_shapes: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     old = untrained_run(tmp_path / "runs" / "old", _picture_recipe(pictures))
     new = untrained_run(tmp_path / "runs" / "new", _picture_recipe(pictures))
-    untrained_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 1))
-    for file in old.checkpoints.iterdir():
-        os.utime(file, (1, 1))
+    sound = untrained_run(tmp_path / "runs" / "sound", _sound_recipe(sounds, 1))
+    views = untrained_run(tmp_path / "runs" / "views", tiny_recipe("image-image", tiny_shapes))
+    for time, run in enumerate((old, sound, new, views)):
+        for file in run.checkpoints.iterdir():
+            os.utime(file, (1 + time, 1 + time))
     monkeypatch.chdir(tmp_path)
     assert _mmvicreg(monkeypatch, "eval", "retrieval") == 0
     printed = capsys.readouterr().out
@@ -122,6 +126,12 @@ def test_retrieval_judges_the_newest_image_text_run(
 
     assert _mmvicreg(monkeypatch, *report["command"].split()[1:]) == 0
     assert json.loads((new.path / "eval" / "retrieval-test.json").read_text()) == report
+
+    for file in sound.checkpoints.iterdir():
+        os.utime(file, (9, 9))
+    assert _mmvicreg(monkeypatch, "eval", "retrieval") == 0
+    assert "newest run: runs/sound" in capsys.readouterr().out
+    assert (sound.path / "eval" / "retrieval-fold1.json").is_file()
 
 
 def test_linear_judges_the_fold_that_the_newest_run_held_out(
@@ -194,15 +204,15 @@ def test_mistakes_are_one_message_and_status_2(
     assert not (run.path / "eval").exists()
 
 
-@pytest.mark.parametrize(("verb", "pair"), [("retrieval", "image-text"), ("linear", "wave-mel")])
+@pytest.mark.parametrize(("verb", "what"), [("retrieval", "two branches"), ("linear", "the pair wave-mel")])
 def test_no_fitting_run_says_so(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     verb: str,
-    pair: str,
+    what: str,
 ) -> None:
     assert _mmvicreg(monkeypatch, "eval", verb, "--runs", tmp_path) == 2
     said = capsys.readouterr().err
-    assert f"no run of the pair {pair}" in said
+    assert f"no run of {what}" in said
     assert f" under {tmp_path}" in said

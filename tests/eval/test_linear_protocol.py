@@ -114,7 +114,10 @@ def test_another_fold_than_the_held_out_one_is_labelled_transductive(
 ) -> None:
     data, table = _folds()
     run = _run(tmp_path, data, dataset__fold=2)
+    held_out = judge(run, table, fold=2)
     report = judge(run, table, fold=4)
+    assert json.loads((run.path / "eval" / "linear.json").read_text()) == held_out
+    assert json.loads((run.path / "eval" / "linear-fold4.json").read_text()) == report
     assert (report["transductive"], report["setting"], list(report["folds"])) == (True, "transductive", ["4"])
     assert report["branches"]["mel"]["folds"]["4"]["transductive"]
     assert "fold 4, transductive" in capsys.readouterr().out
@@ -145,6 +148,10 @@ def test_esc10_is_judged_as_the_part_of_esc50_that_it_is(
     assert (list(report["folds"]), report["transductive"]) == (["3"], False)
     assert (run.path / "eval" / "linear-esc10.json").is_file()
     assert judge(run, table, dataset="esc10", fold=1)["transductive"]
+    assert {file.name for file in (run.path / "eval").iterdir()} == {
+        "linear-esc10.json",
+        "linear-esc10-fold1.json",
+    }
 
 
 def test_a_data_set_that_pretraining_never_saw_is_judged_on_all_its_folds(

@@ -19,7 +19,6 @@ from mmvicreg.eval.tasks import groups_of
 from mmvicreg.runs import RECIPE
 from mmvicreg.samples import Sample
 
-SEEN = {"samples": 24, "names": "abc"}
 Table = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -48,7 +47,7 @@ class Shelf:
         monkeypatch.setattr(protocol, "encode", self.encode)
         monkeypatch.setattr(arithmetic, "GRID", (1e-2, 1.0))
 
-    def add(self, path: Path, *, model: str, seen: dict[str, Any] = SEEN, **changes: Any) -> Path:
+    def add(self, path: Path, *, model: str, seen: dict[str, Any] | None = None, **changes: Any) -> Path:
         class Named(StubRun):
             def model(self, *, untrained: bool = False, device: str | None = None) -> Any:
                 return "untrained" if untrained else model
@@ -56,7 +55,8 @@ class Shelf:
         path.mkdir(parents=True)
         (path / RECIPE).touch()
         run = Named(path, recipe("wave-mel", "tones", **changes), self.data)
-        vars(run)["content"] = {"data": seen}
+        if seen is not None:
+            vars(run)["content"] = {"data": seen}
         self.runs[path] = run
         return path
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from eval_stubs import StubData, StubEncode, StubRun, recipe
 from tiny import tiny_recipe, untrained_run
 
@@ -18,6 +20,7 @@ from mmvicreg.datasets import open_dataset
 from mmvicreg.encode import encode
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval, retrieval_folds
+from mmvicreg.recipes import parse_recipe
 from mmvicreg.runs import RECIPE
 from mmvicreg.samples import Sample
 
@@ -104,6 +107,8 @@ def test_a_run_per_fold_gives_mean_and_deviation(folds: Path, capsys: pytest.Cap
     assert "transductive" not in printed
     again = retrieval_folds.run(folds, similarity="dot", protocol="all", devices=1)
     assert again["command"] == f"mmvicreg eval retrieval {folds} --similarity dot"
+    assert json.loads((folds / "eval" / "retrieval-folds-embedding-dot.json").read_text()) == again
+    assert json.loads((folds / "eval" / "retrieval-folds.json").read_text()) == report
 
 
 def test_a_fold_that_pretraining_saw_is_called_transductive(
@@ -146,6 +151,29 @@ def test_a_folder_of_folds_is_one_result_and_complete(
         retrieval_folds.run(folds)
     with pytest.raises(UserError, match="holds no runs by fold"):
         retrieval_folds.run(folds / "fold1")
+
+
+def test_folds_that_are_not_all_finished_have_no_mean(
+    tmp_path: Path, tiny_tones: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of five stopped before its end; the command that is named would go on with these very runs."""
+    folder = tmp_path / "folds"
+    recipes = {n: tiny_recipe("wave-mel", tiny_tones, f"dataset.fold={n}") for n in range(1, 6)}
+    for number, made in recipes.items():
+        untrained_run(folder / f"fold{number}", made)
+    file = next((folder / "fold5" / "checkpoints").iterdir())
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "position": {**content["position"], "epoch": 1}}, file)
+    for protocol in ("retrieval", "linear"):
+        assert _mmvicreg(monkeypatch, "eval", protocol, folder) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"error: {folder} is not finished: fold5 after epoch 1 of 2, and" in told
+        assert f"by itself, such as {folder / 'fold1'}" in told
+    command = told.partition(" Go on with mmvicreg ")[2].partition(", or judge")[0].split()
+    assert command == ["train", "--resume", "--out", str(folder)]
+    assert _mmvicreg(monkeypatch, *command, "--print-config") == 0
+    assert parse_recipe(yaml.safe_load(capsys.readouterr().out), source="printed") == recipes[1]
+    assert not (folder / "eval").exists()
 
 
 def test_a_part_of_the_data_is_judged_on_the_same_fold(

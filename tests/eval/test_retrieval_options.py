@@ -15,6 +15,7 @@ from eval_stubs import StubData, StubEncode, StubRun, recipe
 from mmvicreg.errors import UserError
 from mmvicreg.eval import output, ranking
 from mmvicreg.eval import retrieval as protocol
+from mmvicreg.eval.retrieval_report import file_name
 from mmvicreg.metrics import RankCounts, retrieval_ranks
 from mmvicreg.metrics.approximate import Search
 from mmvicreg.samples import Sample
@@ -76,6 +77,29 @@ def test_another_reading_than_the_recipes_does_not_take_its_file(scene: Any) -> 
     assert json.loads((run.path / "eval" / "retrieval-test.json").read_text()) == own
     protocol.run(run, space="embedding", similarity="cosine")  # the recipe's, by name
     assert len(list((run.path / "eval").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "search", "name"),
+    [
+        ({}, "auto", "retrieval-test.json"),
+        ({}, "exact", "retrieval-test.json"),
+        ({"protocol": "5k"}, "auto", "retrieval-test-5k.json"),
+        ({"protocol": "1k-5fold"}, "auto", "retrieval-test-1k-5fold.json"),
+        (
+            {"dataset": "coco", "protocol": "5k", "similarity": "dot"},
+            "faiss",
+            "retrieval-coco-test-5k-embedding-dot-faiss.json",
+        ),
+        ({}, "faiss", "retrieval-test-faiss.json"),
+    ],
+)
+def test_no_variant_takes_anothers_file(
+    tmp_path: Path, changes: dict[str, str], search: str, name: str
+) -> None:
+    run = StubRun(tmp_path / "run", recipe("image-text", "shapes"))
+    own = {"dataset": "shapes", "protocol": "all", "space": "embedding", "similarity": "cosine"}
+    assert file_name(run, {**own, **changes}, "test", search=search) == name
 
 
 def test_the_export_is_the_ranking_by_cocos_ids(scene: Any, tmp_path: Path) -> None:

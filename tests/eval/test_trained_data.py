@@ -1,0 +1,167 @@
+"""A held-out fold is only called that while it is the one that was held out in training."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from eval_stubs import StubData, StubEncode, StubRun, recipe
+from tiny import WAVE_MEL, tiny_recipe, untrained_run
+
+from mmvicreg.cli import main
+from mmvicreg.datasets import open_dataset
+from mmvicreg.errors import UserError
+from mmvicreg.eval import linear, retrieval, supervised
+from mmvicreg.eval import probe as arithmetic
+from mmvicreg.eval.trained_data import changed_since_training
+from mmvicreg.recipes import load_recipe, recipe_path
+from mmvicreg.runs import Run
+from mmvicreg.samples import Sample, fingerprint
+from mmvicreg.training.source_data import _fingerprint
+
+CHANGED = (
+    r"was pretrained on \d+ samples of audio-folder, and in their place at .* there are now .*--data-root"
+)
+
+
+@pytest.fixture
+def birds(tmp_path: Path) -> Path:
+    """Two classes of twelve recordings each, in folders and nothing more: folds are made of what is there."""
+    rng = np.random.default_rng(0)
+    for kind in ("owl", "tit"):
+        (tmp_path / "birds" / kind).mkdir(parents=True)
+        for i in range(12):
+            soundfile.write(
+                tmp_path / "birds" / kind / f"{kind}-{i:02}.wav", rng.uniform(-0.3, 0.3, 2000), 4000
+            )
+    return tmp_path / "birds"
+
+
+def trained(path: Path, root: Path, fold: int | str = 1) -> Run:
+    """A run on a folder of recordings."""
+    keys = {"dataset.name": "audio-folder", "dataset.root": str(root), "dataset.fold": fold}
+    return untrained_run(path, load_recipe(recipe_path("wave-mel", "tones", None), keys, list(WAVE_MEL)))
+
+
+def one_more(root: Path) -> None:
+    """A file that comes first, so that the folds are others."""
+    shutil.copy(root / "owl" / "owl-00.wav", root / "owl" / "aaa.wav")
+
+
+def test_a_file_more_and_the_fold_is_not_the_one_held_out(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path / "run", birds)
+    before = {sample.id for sample in open_dataset("audio-folder", root=birds).samples("fold1")}
+    one_more(birds)
+    after = {sample.id for sample in open_dataset("audio-folder", root=birds).samples("fold1")}
+    assert after - before - {"owl/aaa.wav"}  # what the check is for: clips that the run was pretrained on
+    for judge in (linear.run, retrieval.run, supervised.run):
+        with pytest.raises(UserError, match=CHANGED):
+            judge(run)
+    monkeypatch.setattr(sys, "argv", ["mmvicreg", "eval", "linear", str(run.path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the run")
+    assert not (run.path / "eval").exists()
+
+
+def test_a_fold_that_is_transductive_anyway_is_judged(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that held out nothing, on other recordings: the label is the careful one already."""
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    run = trained(tmp_path / "run", birds, "none")
+    one_more(birds)
+    report = linear.run(run, fold=2)
+    assert (report["setting"], report["doubt"]) == ("transductive", None)
+
+
+def test_the_same_samples_elsewhere_are_the_same(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    run = trained(tmp_path / "run", birds)
+    moved = birds.rename(tmp_path / "moved")
+    assert linear.run(run, data_root=moved)["setting"] == "inductive"
+    assert not retrieval.run(run, data_root=moved)["seen_in_pretraining"]
+
+
+def test_samples_left_out_because_they_are_damaged_are_no_other_data(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    run = trained(tmp_path / "run", birds)
+    spoilt = next(iter(open_dataset("audio-folder", root=birds).samples("fold2"))).audio
+    assert spoilt is not None
+    spoilt.write_bytes(b"no sound")
+    report = linear.run(run, on_bad_sample="skip")
+    assert (report["setting"], report["skipped"]) == ("inductive", 1)
+
+
+def _splits(train: int) -> tuple[StubData, StubEncode]:
+    samples = [Sample(id=f"s{i}", label=i % 2, captions=("a",)) for i in range(40)]
+    rng = np.random.default_rng(0)
+    table: dict[tuple[str, str], Any] = {
+        (model, branch): {sample.id: rng.standard_normal(4) for sample in samples}
+        for model in ("trained", "untrained")
+        for branch in ("wave", "mel", "image", "text")
+    }
+    parts = {"train": samples[:train], "test": samples[30:]}
+    return StubData(parts, name="manifest", classes=("x", "y")), StubEncode(table)
+
+
+def test_an_edited_manifest_in_splits_counts_as_transductive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or another one: to judge on that is no mistake, but nothing says that its test split was not trained on."""
+    data, encode = _splits(20)
+    monkeypatch.setattr(linear, "encode", encode)
+    monkeypatch.setattr(retrieval, "encode", encode)
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    made = recipe("wave-mel", "tones", dataset__name="manifest")
+    run = StubRun(tmp_path / "run", made, data)
+    assert linear.run(run)["doubt"] is None
+    seen = run.content
+    edited = replace(run, data=_splits(19)[0])
+    vars(edited)["content"] = seen
+    report = linear.run(edited)
+    assert report["setting"] == "transductive"
+    assert "pretrained on 20 samples of manifest" in report["doubt"]
+    assert "Counted as transductive: the run" in capsys.readouterr().out
+    with pytest.raises(UserError, match="there are now 19: which of them it has seen is not known"):
+        linear.run(edited, supervised=True)
+    found = retrieval.run(edited)
+    assert found["seen_in_pretraining"]
+    assert "Split test: counted as transductive. the run" in capsys.readouterr().out
+    alone = replace(run, data=replace(data, parts={"test": data.parts["test"]}))
+    vars(alone)["content"] = seen
+    assert not retrieval.run(alone)["seen_in_pretraining"]  # the test split alone was copied here
+
+
+def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> None:
+    """A manifest beside another: either is one that was trained on, and a third is not."""
+    first, other, third = (_splits(n)[0] for n in (20, 10, 5))
+    made = tiny_recipe("wave-mel", tmp_path)
+    config = made.dataset.model_copy(update={"name": "manifest"})
+    source = type("Source", (), {"dataset": config})()
+    made = made.model_copy(update={"dataset": config, "sources": {"more": source}})
+    run = StubRun(tmp_path / "run", made, first)
+    vars(run)["content"] = {
+        "data": {**fingerprint(first.parts["train"]), "sources": {"more": fingerprint(other.parts["train"])}}
+    }
+    assert changed_since_training(run, first) is None
+    assert changed_since_training(run, other) is None
+    assert "pretrained on 20 samples" in str(changed_since_training(run, third))
+
+
+def test_it_is_the_fingerprint_that_training_writes() -> None:
+    samples = [Sample(id="b"), Sample(id="a")]
+    assert fingerprint(samples) == _fingerprint(samples) != fingerprint(samples[::-1])
