@@ -65,8 +65,7 @@ def check_finished(folder: Path, runs: Sequence[Run]) -> None:
     ]
     if not short:
         return
-    command = ["mmvicreg", "train", "--resume", "--out", str(folder)]
     raise UserError(
         f"{folder} is not finished: {', '.join(short)}, and a mean is of runs that were all trained to their end. "
-        f"Go on with {shlex.join(command)}, or judge a run by itself, such as {runs[0].path}"
+        f"Go on with mmvicreg train --resume --out {folder}, or judge a run by itself, such as {runs[0].path}"
     )
