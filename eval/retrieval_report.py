@@ -98,7 +98,7 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
 
 
 def file_name(run: Run, report: Report, part: str, *, search: str) -> str:
-    """``retrieval-<split>.json``; what was asked for besides is added, so that no result replaces another.
+    """``retrieval-<split>.json``; what was asked for besides is added, so that no result is lost to another.
 
     That is another data set than the run's before the split; after it the protocol (``5k``, ``1k-5fold``), space and
     similarity where one of them is not the recipe's, and a search by FAISS.

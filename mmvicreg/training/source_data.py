@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.registry import DATASETS
-from mmvicreg.samples import Sample
+from mmvicreg.samples import Sample, fingerprint
 from mmvicreg.skipped import Skipped
 from mmvicreg.sources import FIRST
 from mmvicreg.training.distributed import World
@@ -113,7 +112,7 @@ class SourceData:
     @cached_property
     def _fingerprints(self) -> dict[str, dict[str, Any]]:
         """Taken once: a million names are hashed, and every checkpoint asks."""
-        return {name: _fingerprint(samples) for name, samples in self.samples.items()}
+        return {name: fingerprint(samples) for name, samples in self.samples.items()}
 
     def check_same(self, before: Mapping[str, Any], path: Path) -> None:
         """Raise :class:`UserError` unless the samples are those that ``before`` is the fingerprint of."""
@@ -191,11 +190,6 @@ def _named(source: str, action: Callable[[], T]) -> T:
         return action()
     except UserError as error:
         raise UserError(f"source '{source}': {error}") from error
-
-
-def _fingerprint(samples: Sequence[Sample]) -> dict[str, Any]:
-    names = hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()
-    return {"samples": len(samples), "names": names}
 
 
 def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample]:

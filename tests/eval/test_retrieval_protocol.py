@@ -170,6 +170,7 @@ def test_5k_on_karpathys_coco_prints_the_papers_rows(
     assert "No published row" in capsys.readouterr().out
     for name, made in (("5k", report), ("1k-5fold", folds)):
         assert json.loads((run.path / "eval" / f"retrieval-test-{name}.json").read_text()) == made
+    assert json.loads((run.path / "eval" / "retrieval-test.json").read_text()) == folds  # the last one
     parts = []
     for start in range(0, 5000, 1000):
         part = samples[start : start + 1000]

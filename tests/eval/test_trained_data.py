@@ -23,7 +23,6 @@ from mmvicreg.eval.trained_data import changed_since_training
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run
 from mmvicreg.samples import Sample, fingerprint
-from mmvicreg.training.source_data import _fingerprint
 
 CHANGED = (
     r"was pretrained on \d+ samples of audio-folder, and in their place at .* there are now .*--data-root"
@@ -160,8 +159,3 @@ def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> No
     assert changed_since_training(run, first) is None
     assert changed_since_training(run, other) is None
     assert "pretrained on 20 samples" in str(changed_since_training(run, third))
-
-
-def test_it_is_the_fingerprint_that_training_writes() -> None:
-    samples = [Sample(id="b"), Sample(id="a")]
-    assert fingerprint(samples) == _fingerprint(samples) != fingerprint(samples[::-1])
