@@ -52,6 +52,7 @@ def run(
     compare: Sequence[Path] = (),
     supervised: bool = False,
     on_bad_sample: OnBadSample = "error",
+    device: str = "auto",
 ) -> Report:
     """Probe every branch of a run that is not text, and all of them side by side, concatenated.
 
@@ -70,6 +71,7 @@ def run(
         on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` reads all of them once before, leaves
             such out of every method's training and test samples, and lists them in the run folder,
             ``eval/skipped-<data set>-linear.jsonl``.
+        device: ``auto``, ``cpu`` or ``cuda``; where it is encoded, and the supervised baseline trained.
 
     Returns:
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
@@ -103,13 +105,19 @@ def run(
     labelled = None
     if own and fold in (None, members[0].recipe.dataset.fold):
         labelled = _supervised(
-            path, members, data, data_root=data_root, train=supervised, on_bad_sample=on_bad_sample
+            path,
+            members,
+            data,
+            data_root=data_root,
+            train=supervised,
+            on_bad_sample=on_bad_sample,
+            device=device,
         )
     elif supervised:
         raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
-        found = _judge(member, data, own=own, fold=number or fold, doubt=doubt)
+        found = _judge(member, data, own=own, fold=number or fold, doubt=doubt, device=device)
         if by_fold:
             command = _command(
                 member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
@@ -134,7 +142,9 @@ def run(
         found = [
             outcome
             for number, member in zip(runs, rival.runs, strict=True)
-            for outcome in _judge(member, data, own=own, fold=number or fold, doubt=doubt, untrained=False)
+            for outcome in _judge(
+                member, data, own=own, fold=number or fold, doubt=doubt, device=device, untrained=False
+            )
         ]
         report["methods"].append(compared(found, rival))
     if labelled is not None:
@@ -163,11 +173,12 @@ def _supervised(
     data_root: Path | None,
     train: bool,
     on_bad_sample: OnBadSample,
+    device: str,
 ) -> Report | None:
     """The supervised baseline's part of the report, where it is there or is to be trained."""
     if train:
         results: Sequence[Report | None] = baseline.obtain(
-            runs, data, data_root=data_root, on_bad_sample=on_bad_sample
+            runs, data, data_root=data_root, on_bad_sample=on_bad_sample, device=device
         )
     else:
         results = baseline.supervised_results(runs, data)
@@ -194,15 +205,22 @@ def _open(run: Run, *, data_root: Path | None, dataset: str | None) -> tuple[Dat
 
 
 def _judge(
-    run: Run, data: DataSet, *, own: bool, fold: int | None, doubt: str | None, untrained: bool = True
+    run: Run,
+    data: DataSet,
+    *,
+    own: bool,
+    fold: int | None,
+    doubt: str | None,
+    device: str,
+    untrained: bool = True,
 ) -> list[Outcome]:
     branches = _branches(run)
     samples, tasks = tasks_of(run, data, own=own, fold=fold)
     if doubt is not None:  # it may have seen them
         tasks = [replace(task, transductive=True) for task in tasks]
     labels = labels_of(samples, data)
-    trained = _features(run, branches, samples, untrained=False)
-    initial = _features(run, branches, samples, untrained=True) if untrained else {}
+    trained = _features(run, branches, samples, untrained=False, device=device)
+    initial = _features(run, branches, samples, untrained=True, device=device) if untrained else {}
 
     def judge(features: Features, task: Task) -> dict[str, ProbeResult]:
         return {
@@ -238,8 +256,10 @@ def _branches(run: Run) -> list[str]:
     return branches
 
 
-def _features(run: Run, branches: Sequence[str], samples: Sequence[Sample], *, untrained: bool) -> Features:
-    model = run.model(untrained=untrained)
+def _features(
+    run: Run, branches: Sequence[str], samples: Sequence[Sample], *, untrained: bool, device: str
+) -> Features:
+    model = run.model(untrained=untrained, device=device)
     which = "untrained " if untrained else ""
     found = {
         branch: encode(

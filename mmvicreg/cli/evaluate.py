@@ -201,6 +201,7 @@ def linear(
         compare=compare or (),
         supervised=supervised,
         on_bad_sample=skip_or_not,
+        device=device,
     )
 
 

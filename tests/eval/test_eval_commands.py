@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from eval_stubs import recipe
 from PIL import Image
 from tiny import tiny_recipe, untrained_run
@@ -151,6 +152,16 @@ def test_linear_judges_the_fold_that_the_newest_run_held_out(
     for branch in report["branches"].values():
         assert branch["top1"] == branch["untrained_top1"]
     assert report["top1"] > report["chance"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and so is what is asked for")
+def test_linear_on_sounds_works_on_the_device_that_is_asked_for(
+    tmp_path: Path, sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = untrained_run(tmp_path / "sound", _sound_recipe(sounds, 2))
+    assert _mmvicreg(monkeypatch, "eval", "linear", run.path, "--device", "cuda") == 2
+    assert "no usable GPU" in capsys.readouterr().err
+    assert not (run.path / "eval").exists()
 
 
 def test_linear_takes_the_runs_by_fold_together(
