@@ -13,7 +13,6 @@ from mmvicreg.eval.labelled import Labelled, image_branches
 from mmvicreg.eval.output import Report, number, origin, say_skipped, write_report
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
-from mmvicreg.eval.tasks import saw_split
 from mmvicreg.runs import Run, check_writable
 from mmvicreg.samples import DataSet
 from mmvicreg.tables import console, print_table
@@ -53,7 +52,8 @@ def about(run: Run, branch: str, found: Labelled, command: str) -> Report:
         "train": len(found.train),
         "test": len(found.test),
         "chance": chance_level(found.train_labels, found.test_labels, classes=found.classes),
-        "seen_in_pretraining": saw_split(run, found.data.name, found.split),
+        "seen_in_pretraining": found.seen,
+        "doubt": found.doubt,
         "skipped": 0,
         **found.left_out,
         **origin(run, command),
@@ -177,7 +177,12 @@ def show(
     at = f"with the weights {held} as they are" if held else f"after epoch {report['epoch']}"
     out.print(f"Percent; run {report['run']} {at}.", soft_wrap=True)
     more = []
-    if report.get("seen_in_pretraining"):
+    if report.get("doubt") is not None:
+        more.append(
+            f"Counted as seen in pretraining: {report['doubt']}, so that whether it saw '{report['split']}' is not "
+            "known."
+        )
+    elif report.get("seen_in_pretraining"):
         more.append(f"Pretraining saw the pictures of '{report['split']}' (without their classes).")
     if not report["published"]:
         more.append(f"No published row for {report['dataset']} in this setting.")

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from mmvicreg.datasets import evaluation_split, in_folds, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.eval.output import bad_sample_flag
-from mmvicreg.eval.tasks import labels_of
+from mmvicreg.eval.tasks import labels_of, saw_split
+from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
@@ -69,6 +70,8 @@ class Labelled:
         train_labels: ``(n,)`` class indices.
         test: test samples.
         test_labels: ``(k,)``.
+        seen: whether pretraining saw test samples, or may have.
+        doubt: why the latter, in words.
         left_out: what a report says of samples that could not be read and are not among these.
     """
 
@@ -80,6 +83,8 @@ class Labelled:
     train_labels: Integers
     test: Sequence[Sample]
     test_labels: Integers
+    seen: bool = False
+    doubt: str | None = None
     left_out: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -99,7 +104,8 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
     """Training and test samples of a data set with classes.
 
     Raises:
-        UserError: no such data set or split, nothing in it, samples without a class, or in both splits.
+        UserError: no such data set or split, nothing in it, samples without a class, or in both splits; a fold of
+            other samples than the run held out.
     """
     data, own = open_data(run, options)
     settings = run.recipe.dataset if own else run.recipe.trained_as(data.name)
@@ -122,7 +128,12 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             f"in '{split}' ('{min(both)}'); a classifier must be tested on others than it was trained on: name other "
             "splits with --train-split and --split"
         )
-    return Labelled(data, own, train_split, split, train, labels_of(train, data), test, labels_of(test, data))
+    labels = labels_of(train, data), labels_of(test, data)
+    seen = saw_split(run, data.name, split)
+    doubt = in_doubt(run, data, seen=seen)
+    return Labelled(
+        data, own, train_split, split, train, labels[0], test, labels[1], seen or doubt is not None, doubt
+    )
 
 
 def image_branches(run: Run) -> list[str]:

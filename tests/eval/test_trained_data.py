@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 from eval_stubs import StubData, StubEncode, StubRun, recipe
+from picture_runs import picture_run, write_pictures
 from tiny import WAVE_MEL, tiny_recipe, untrained_run
 
 from mmvicreg.cli import main
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
-from mmvicreg.eval import linear, retrieval, supervised
+from mmvicreg.eval import knn, linear, retrieval, supervised
 from mmvicreg.eval import probe as arithmetic
 from mmvicreg.eval.trained_data import changed_since_training
 from mmvicreg.recipes import load_recipe, recipe_path
@@ -159,3 +160,18 @@ def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> No
     assert changed_since_training(run, first) is None
     assert changed_since_training(run, other) is None
     assert "pretrained on 20 samples" in str(changed_since_training(run, third))
+
+
+def test_a_picture_more_and_the_held_out_pictures_may_have_been_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder without splits the last tenth of each class is held out: of what is there now."""
+    root = write_pictures(tmp_path / "pictures", train=20) / "train"
+    run = picture_run(tmp_path / "run", root)
+    report = knn.run(run, k=(3,))
+    assert (report["seen_in_pretraining"], report["doubt"]) == (False, None)
+    shutil.copy(root / "c00" / "train0-0.png", root / "c00" / "zzz.png")
+    report = knn.run(run, k=(3,))
+    assert report["seen_in_pretraining"]
+    assert "pretrained on 54 samples of image-folder" in report["doubt"]
+    assert "Counted as seen in pretraining: the run" in capsys.readouterr().out
