@@ -1,8 +1,8 @@
 """A manifest: a user's own pairs, as a CSV table or a file of JSON lines.
 
 Columns (or keys): ``image`` with ``caption`` or ``captions`` (a JSON list), or ``audio`` with, if it has
-them, ``label``, ``fold`` and ``group``; ``id`` (else the row's number) and ``split`` (else ``train``; ``fold1``,
-``fold2``, ... are folds) where wanted. Rows of one picture are one sample with several captions. Paths are
+them, ``label``, ``fold`` and ``group``; ``id`` (else the file, as it is written) and ``split`` (else ``train``;
+``fold1``, ``fold2``, ... are folds) where wanted. Rows of one picture are one sample with several captions. Paths are
 relative to the manifest; ``a.jpg`` and ``./a.jpg`` are one file.
 """
 
@@ -112,12 +112,11 @@ class Row:
 
     Attributes:
         where: its name in errors.
-        id: None where it gives none; its number then stands for it.
+        id: None where it gives none; its files then stand for it.
         picture, recording: the files that ``image`` and ``audio`` mean, however they are written.
     """
 
     where: str
-    number: int
     id: str | None
     split: str | None
     image: str | None
@@ -145,7 +144,7 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         rows_of = (
             csv_rows(path, one_of=("image", "audio")) if path.suffix.lower() == ".csv" else _json_rows(path)
         )
-        for number, where, cells in rows_of:
+        for _, where, cells in rows_of:
             for key in cells:
                 check_unicode(key, f"{where}: a key")
                 if key not in KEYS and key not in unused:
@@ -153,7 +152,7 @@ def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
                     if guess != ".":
                         raise UserError(f"{where}: unknown column '{key}'{guess} Known: {', '.join(KEYS)}.")
                     unused[key] = None
-            rows.append(_row(cells, number, where, folder))
+            rows.append(_row(cells, where, folder))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -183,7 +182,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, object]]]:
             yield number, where, {key: value for key, value in cells.items() if value is not None}
 
 
-def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> Row:
+def _row(cells: Mapping[str, object], where: str, folder: Path) -> Row:
     def text(key: str) -> str | None:
         value = cells.get(key)
         if value is None:
@@ -202,7 +201,6 @@ def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> 
         fold, split = told, None
     row = Row(
         where=where,
-        number=number,
         id=text("id"),
         split=split,
         image=text("image"),
@@ -310,7 +308,9 @@ def _check_whole(rows: list[Row], path: Path) -> None:
 
 
 def _id(row: Row) -> str:
-    return row.id or str(row.number)
+    # not the row's number: of a table edited or put in another order, samples would go by others' names, and a run
+    # could not tell that it was trained on what is now held out
+    return row.id or "+".join(file for file in (row.image, row.audio) if file is not None)
 
 
 def _part(row: Row) -> str:

@@ -287,7 +287,7 @@ class MonitorConfig(Strict):
     max_dead: Annotated[float, Field(ge=0, le=1)] = 0.95
     """Collapsed: a larger part of the embedding than this is dead."""
     min_rank: Annotated[float, Field(ge=0)] = 2.0
-    """Collapsed: the embedding's effective rank is below this."""
+    """Collapsed: the embedding's effective rank is below this (below the middle of what a smaller batch allows)."""
     min_agreement: float = 0.05
     """An edge whose embeddings agree by less at the end of the run has taught nothing; said then, and only said."""
     min_spread: Annotated[float, Field(ge=0)] = 0.1

@@ -21,6 +21,9 @@ from mmvicreg.registry import PAIRS, nearest
 _BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
 """Parts of a recipe that may be given by their name alone."""
 
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What YAML, or its encoding, is refused with; ValueError: a date such as 2024-13-45, RecursionError: [[[[..."""
+
 
 def recipes_folder() -> Path:
     """The folder of shipped recipes, in a checkout and in an installed wheel alike."""
@@ -72,12 +75,12 @@ def load_recipe(
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"the recipe {path} is not a mapping of keys to values")
     asked, own = (overrides or {}).get("pair"), tree.get("pair")
-    if asked is not None and own in PAIRS and own != asked:
+    if asked is not None and isinstance(own, str) and own in PAIRS and own != asked:
         # its branches would train all the same, under the name of a pair that they are not
         raise UserError(f"the recipe {path} is for the pair {own}, and --pair is {asked}; give --pair {own}")
     for key, value in (overrides or {}).items():
@@ -88,9 +91,11 @@ def load_recipe(
             raise UserError(
                 f"--set expects key=value with a dotted key, such as training.epochs=5; got '{setting}'"
             )
+        if asked is not None and key.strip() == "pair":
+            raise UserError(f"--set {setting}: the pair is given by --pair, which is {asked}")
         try:
             _assign(tree, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
+        except _UNREADABLE as error:
             raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
     return parse_recipe(tree, source=str(path))
 
@@ -118,6 +123,11 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         for key in sorted({*a, *b})
         if a.get(key, "absent") != b.get(key, "absent")
     ]
+
+
+def say_differences(changed: Sequence[str]) -> str:
+    """:func:`differences` for a message: the first five, and how many more there are."""
+    return "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -150,7 +160,7 @@ def _descend(node: Any, part: str, path: str, key: str) -> Any:
 
 
 def _position(items: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not (part.isascii() and part.isdigit()) or int(part) >= len(items):
         raise UserError(f"cannot set '{key}': '{part}' is not a position in a list of {len(items)}")
     return int(part)
 

@@ -14,7 +14,7 @@ import yaml
 
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.recipes import differences, dump_recipe, parse_recipe
+from mmvicreg.recipes import differences, dump_recipe, parse_recipe, say_differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS, INITIAL = "recipe.yaml", "checkpoints", "initial.pt"
+_JUDGING = re.compile(r"evaluation\.|(sources\.[^.]+\.)?dataset\.(root|on_bad_sample|eval_split):")
+"""Keys, as :func:`differences` has them, that no weight depends on."""
 MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
 
 
@@ -80,27 +82,36 @@ class Run:
             raise UserError(
                 f"the checkpoint {file} is not one of a run: it lacks {', '.join(sorted(absent))}; {MISFIT}"
             )
-        self._check_frontends(content, file)
+        self._check_recipe(content, file)
         return content
 
-    def _check_frontends(self, content: dict[str, Any], file: Path) -> None:
-        """Refuse another spectrogram or scaling than was trained with: no weight would fail to fit it.
+    def _check_recipe(self, content: dict[str, Any], file: Path) -> None:
+        """Refuse another recipe than was trained with: its weights may fit, and the figures would be of no run.
 
         Checkpoints of earlier versions do not hold the recipe, and are taken at their recipe.yaml's word.
         """
         if "recipe" not in content:
             return
         then = parse_recipe(content["recipe"], source=str(file))
-        changed = [
-            line
-            for line in differences(then, self.recipe)
-            if re.match(r"branches\.[^.]+\.frontend\.", line) is not None
-        ]
+        changed = [line for line in differences(then, self.recipe) if not _JUDGING.match(line)]
         if changed:
             raise UserError(
-                f"the checkpoint {file} was trained with other frontends than {self.path / RECIPE} says "
-                f"({'; '.join(changed)}): {MISFIT}"
+                f"the checkpoint {file} was trained by another recipe than {self.path / RECIPE} says "
+                f"({say_differences(changed)}): {MISFIT}"
             )
+
+    @property
+    def resumed_recipe(self) -> Recipe:
+        """The recipe with its parts in the order in which they were trained: an optimiser's state goes by place."""
+        if "recipe" not in self.content:
+            return self.recipe
+        then = parse_recipe(self.content["recipe"], source=str(self.path))
+        return self.recipe.model_copy(
+            update={
+                part: {name: getattr(self.recipe, part)[name] for name in getattr(then, part)}
+                for part in ("inputs", "branches", "sources")
+            }
+        )
 
     @cached_property
     def initial(self) -> dict[str, dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from mmvicreg.branches.init import pin, pin_as, settle
 from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.locking import alone_in
-from mmvicreg.recipes import differences, dump_recipe
+from mmvicreg.recipes import differences, dump_recipe, say_differences
 from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
@@ -160,10 +160,9 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         free += [f"sources.{name}.{key}" for name in run.recipe.sources for key in free]
         changed = [d for d in differences(settle(run.recipe), asked) if not d.startswith(tuple(free))]
         if changed:
-            shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
             raise UserError(
-                f"the run {launch.out} was started with another recipe ({shown}); give the same one, name only "
-                "--resume --out, or choose another --out"
+                f"the run {launch.out} was started with another recipe ({say_differences(changed)}); give the same "
+                "one, name only --resume --out, or choose another --out"
             )
         update = {
             "dataset": _moved(run.recipe.dataset, launch.recipe.dataset),

@@ -69,9 +69,9 @@ class Trainer:
     """One process's part of a run."""
 
     def __init__(self, run: Run, world: World, *, resume: bool, workers: int) -> None:
-        self.recipe, self.run, self.world = run.recipe, run, world
-        recipe = run.recipe
+        self.run, self.world = run, world
         content = run.content if resume else None
+        self.recipe = recipe = run.resumed_recipe if resume else run.recipe
         self.data = SourceData(part_recipes(recipe), world)
         self.samples = self.data.samples[FIRST]
         inputs = self._prepare_inputs(content)
@@ -315,6 +315,8 @@ class Trainer:
         for source, part in self.data.parts.items():
             model.objective_of(source).check_batch(model.graphs[source], part.training.batch_size)
         if content is not None:
+            if training.precision == "fp64":
+                model.double()  # before the weights are copied into it: float32 would round them
             load_strictly(
                 model, content["model"], what=f"the weights of the run {self.run.path}", way_out=MISFIT
             )

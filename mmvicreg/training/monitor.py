@@ -43,6 +43,7 @@ class Health:
         mean_correlation: of y, Eq. 9 for one branch.
         representation_std: mean over dimensions of y's standard deviation.
         representation_rank: effective rank of y.
+        most_rank: the most that z's effective rank can be, min(n - 1, d); None in what earlier versions wrote.
     """
 
     std: float
@@ -51,6 +52,7 @@ class Health:
     mean_correlation: float
     representation_std: float
     representation_rank: float
+    most_rank: int | None = None
 
 
 def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False) -> Health:
@@ -76,7 +78,8 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False)
             effective_rank(y).to(z.dtype),
         ]
     )
-    return Health(*figures.tolist())
+    n, d = z.shape
+    return Health(*figures.tolist(), most_rank=min(n - 1, d))
 
 
 def agreements(
@@ -230,7 +233,10 @@ class CollapseMonitor:
             )
         if figures.std < self.config.dead_std:
             return f"the standard deviation of its dimensions is {figures.std:.2g} on average"
-        if figures.effective_rank < self.config.min_rank:
+        least = self.config.min_rank
+        if figures.most_rank is not None:  # two or three samples never reach 2, however far apart they are
+            least = min(least, (1 + figures.most_rank) / 2)
+        if figures.effective_rank < least:
             return f"its effective rank is {figures.effective_rank:.2f}"
         return None
 

@@ -1,0 +1,113 @@
+"""A resumed run is the run of its checkpoint: in its precision, by its recipe, its weights in their order."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_resume import last_state, same
+from tiny import as_flags
+
+from mmvicreg.cli import main
+from mmvicreg.errors import UserError
+from mmvicreg.eval import linear
+from mmvicreg.recipes import dump_recipe
+from mmvicreg.runs import open_run
+from mmvicreg.training.checkpoint import list_checkpoints
+
+
+def mmvicreg(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mmvicreg", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, *settings: str) -> tuple[Path, Path]:
+    """A run of two epochs, and a copy of it as it was after the first."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    flags = as_flags("wave-mel", root, "dataset.fold=1", "training.keep_checkpoints=9", *settings)
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", whole, "--device", "cpu", "--workers", "0") == 0
+    shutil.copytree(whole, half)
+    list_checkpoints(half / "checkpoints")[-1].unlink()
+    return whole, half
+
+
+def resume(monkeypatch: pytest.MonkeyPatch, run: Path) -> int:
+    return mmvicreg(monkeypatch, "train", "--resume", "--out", run, "--device", "cpu", "--workers", "0")
+
+
+def rewrite(run: Path, change: Callable[[dict[str, Any]], object], *, sort_keys: bool = False) -> None:
+    tree = yaml.safe_load((run / "recipe.yaml").read_text())
+    change(tree)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(tree, sort_keys=sort_keys))
+
+
+def test_float64_goes_on_in_the_same_bits(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, half = begin(monkeypatch, tiny_tones, tmp_path, "training.precision=fp64")
+    assert resume(monkeypatch, half) == 0
+    weights = last_state(half)["model"]
+    assert isinstance(weights, dict)
+    assert any(value.dtype == torch.float64 for value in weights.values())
+    assert same(last_state(whole)["model"], weights)
+
+
+def test_a_recipe_written_in_another_order_is_the_same_recipe(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimiser's state is kept by the weights' places: those of mel, sorted to the front, are not wave's."""
+    whole, half = begin(monkeypatch, tiny_tones, tmp_path)
+    rewrite(half, lambda tree: None, sort_keys=True)
+    assert list(open_run(half).recipe.branches) == ["mel", "wave"]
+    assert resume(monkeypatch, half) == 0
+    for part in ("model", "optimizer"):
+        assert same(last_state(whole)[part], last_state(half)[part]), part
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tree: tree.update(seed=4), "seed: 0 -> 4"),
+        (lambda tree: tree["optimizer"].update(lr=0.1), "optimizer.lr: "),
+        (lambda tree: tree["training"].update(epochs=5), "training.epochs: 2 -> 5"),
+        (lambda tree: tree["branches"]["mel"].update(covariance=9.0), "branches.mel.covariance: "),
+    ],
+)
+def test_an_edited_recipe_is_not_gone_on_with(
+    tiny_tones: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], object],
+    named: str,
+) -> None:
+    _, half = begin(monkeypatch, tiny_tones, tmp_path)
+    rewrite(half, change)
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert resume(monkeypatch, half) == 2
+    told = capsys.readouterr().err
+    assert f"was trained by another recipe than {half / 'recipe.yaml'} says ({named}" in told
+    assert "put the one back" in told
+    assert before == {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="was trained by another recipe"):  # nor judged under its name
+        linear.run(half)
+
+
+def test_how_a_run_is_judged_may_be_edited(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, half = begin(monkeypatch, tiny_tones, tmp_path)
+    rewrite(half, lambda tree: tree["evaluation"].update(batch_size=7))
+    run = open_run(half)
+    assert run.content["position"]["epoch"] == 1
+    assert run.recipe.evaluation.batch_size == 7
+    assert dump_recipe(run.resumed_recipe) == (half / "recipe.yaml").read_text()
