@@ -83,6 +83,24 @@ def test_collapse_warns_then_stops_and_names_the_branch(embedding: object, reaso
     assert "Have a rest, or lower the learning rate" in message
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 16])
+def test_few_samples_that_are_far_apart_are_no_collapse(n: int) -> None:
+    """Two have a rank of 1 and three of 2 at most, whatever they are."""
+    monitor = CollapseMonitor(CONFIG)
+    for step in range(0, 200, 10):
+        assert monitor.look(step, {"a": measure(torch.randn(n, 32), healthy(), dead_std=0.01)}) == (
+            None,
+            False,
+        )
+
+
+@pytest.mark.parametrize("n", [3, 4, 16])
+def test_few_samples_on_a_line_are_a_collapse(n: int) -> None:
+    monitor = CollapseMonitor(CONFIG)
+    bad = {"a": measure(torch.randn(n, 1) @ torch.randn(1, 32), healthy(), dead_std=0.0)}
+    assert "rank is 1.0" in (monitor.look(20, bad)[0] or "")
+
+
 def test_recovery_resets_the_count() -> None:
     monitor = CollapseMonitor(CONFIG)
     bad = {"a": measure(constant(), healthy(), dead_std=0.01)}
