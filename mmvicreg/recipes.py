@@ -6,6 +6,7 @@ A recipe is a YAML file (``configs/<pair>/<name>.yaml``), overridden by named fl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,34 @@ def load_recipe(
             _assign(tree, key.strip(), yaml.safe_load(text))
         except _UNREADABLE as error:
             raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
-    return parse_recipe(tree, source=str(path))
+    given = {**(overrides or {})}
+    given |= {key.strip(): value for key, _, value in (setting.partition("=") for setting in settings)}
+    return parse_recipe(tree, source=str(path), given=given)
 
 
-def parse_recipe(tree: Mapping[str, Any], *, source: str) -> Recipe:
-    """Validate a tree of plain values into a :class:`Recipe`; ``source`` is named in errors."""
+def parse_recipe(tree: Mapping[str, Any], *, source: str, given: Mapping[str, Any] | None = None) -> Recipe:
+    """Validate a tree of plain values into a :class:`Recipe`.
+
+    Args:
+        tree: the values.
+        source: where they are from, for messages.
+        given: dotted keys whose values are from the command line instead, and these.
+
+    Raises:
+        UserError: an unknown key (the nearest valid one is named) or a value out of range.
+    """
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(
-            f"{source}: " + "; ".join(explain(problem, Recipe) for problem in error.errors())
-        ) from error
+        problems = [explain(problem, Recipe) for problem in error.errors()]
+        named = "; ".join(problems)
+        own = {
+            key: value
+            for key, value in (given or {}).items()
+            if re.search(rf"(^|; ){re.escape(key)}\b", named)
+        }
+        asked = "".join(f" with {key}={value}" for key, value in own.items())
+        raise UserError(f"{source}{asked}: {named}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -335,11 +335,44 @@ def test_a_malformed_setting_is_shown(setting: str) -> None:
         shapes(setting)
     with pytest.raises(UserError, match="not valid YAML"):
         shapes("training.epochs=[")
+    for value in ("2024-13-45", "[" * 3000):  # no such month; deeper than Python goes
+        with pytest.raises(UserError, match="not valid YAML"):
+            shapes(f"training.epochs={value}")
+    with pytest.raises(UserError, match="'²' is not a position in a list of 1"):
+        shapes("edges.².invariance=1")
+
+
+def test_a_value_of_the_command_line_is_shown_beside_the_recipe() -> None:
+    """The file is right, and need not be looked into."""
+    path = recipe_path("image-text", "shapes", None)
+    with pytest.raises(UserError, match=r"shapes\.yaml with training\.epochs=-1: training\.epochs: Input"):
+        load_recipe(path, {"training.epochs": -1, "seed": 3})
+    with pytest.raises(
+        UserError, match=r"shapes\.yaml with training\.keep_every=0: training\.keep_every: Input"
+    ):
+        load_recipe(path, settings=["seed=3", "training.keep_every=0"])
+
+
+def test_the_pair_is_not_set_beside_the_pair() -> None:
+    """Two branches of another pair would train under its name."""
+    path = recipe_path("wave-mel", "tones", None)
+    with pytest.raises(UserError, match="the pair is given by --pair, which is wave-mel"):
+        load_recipe(path, {"pair": "wave-mel"}, ["pair=image-text"])
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "- a\n", "a: [\n", "just words", "1: 2\n", "pair: 2020-01-01\n", "pair: !!python/name:os x\n"],
+    [
+        "",
+        "- a\n",
+        "a: [\n",
+        "just words",
+        "1: 2\n",
+        "pair: 2020-01-01\n",
+        "pair: !!python/name:os x\n",
+        "pair: [a]\n",
+        "seed: 2024-13-45\n",
+    ],
 )
 def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"

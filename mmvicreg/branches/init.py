@@ -162,7 +162,10 @@ def settle(recipe: Recipe) -> Recipe:
         return place if "://" in place else str(Path(place).expanduser().resolve())
 
     def data(config: DatasetConfig) -> DatasetConfig:
-        return config if config.root is None else config.model_copy(update={"root": absolute(config.root)})
+        if config.root is None:
+            return config
+        # a link stays one: the files of a manifest lie beside it, not beside what it points to
+        return config.model_copy(update={"root": str(Path(config.root).expanduser().absolute())})
 
     def branch(config: BranchConfig) -> BranchConfig:
         update: dict[str, Any] = {}

@@ -56,7 +56,7 @@ def sweep(
                 f"{', '.join(asked.alternatives)}."
             )
     overrides: dict[str, Any] = {
-        "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
+        "dataset.root": None if data_root is None else str(data_root.expanduser().absolute()),
         "training.epochs": epochs,
     }
     given = {key: value for key, value in overrides.items() if value is not None}

@@ -101,7 +101,7 @@ def train(
 
         raise UserError(NO_ACCUMULATION)
     overrides: dict[str, Any] = {
-        "dataset.root": None if data_root is None else str(data_root.expanduser().resolve()),
+        "dataset.root": None if data_root is None else str(data_root.expanduser().absolute()),
         "dataset.fold": None if fold in (None, "all") else _fold(str(fold)),
         "dataset.on_bad_sample": on_bad_sample,
         "objective": method,
@@ -134,6 +134,7 @@ def train(
     if fold not in (None, "all"):
         _check_fold(resolved)
     folder = out if out is not None else _default_out(resolved, resume=resume, folds=fold == "all")
+    from mmvicreg.runs import RECIPE, check_free
     from mmvicreg.training.launch import Launch
     from mmvicreg.training.launch import train as run_training
 
@@ -143,10 +144,16 @@ def train(
                 "--fold all starts one run after another: start it without torchrun, with --devices N"
             )
         _check_set(folder)
-        for number, part in _folds(resolved).items():
-            place = folder / f"fold{number}"
-            there = resume and (place / "recipe.yaml").is_file()
-            run_training(Launch(part, place, there, devices, device, workers, whole=folder))
+        launches = [
+            Launch(part, place, resume and (place / RECIPE).is_file(), devices, device, workers, whole=folder)
+            for number, part in _folds(resolved).items()
+            for place in [folder / f"fold{number}"]
+        ]
+        for launch in launches:
+            if not launch.resume:  # found before the folds in front of it are trained
+                check_free(launch.out)
+        for launch in launches:
+            run_training(launch)
     else:
         run_training(Launch(resolved, folder, resume, devices, device, workers))
     typer.echo(str(folder))

@@ -42,6 +42,8 @@ class AudioInput(Input):
     the recording mixed in where ``mix.share`` says so.
     """
 
+    field = "audio"
+
     class Config(Strict):
         """Rate and length every recording is brought to, and what training draws, in the order it is done."""
 

@@ -74,6 +74,8 @@ class Input(ABC):
     """One modality of a sample. Subclasses declare their options as ``Config``."""
 
     Config: ClassVar[type[Strict]]
+    field: ClassVar[str] = ""
+    """The part of a sample that it reads (``image``, ``audio``, ``captions``); empty: not said, and not checked."""
 
     @abstractmethod
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:

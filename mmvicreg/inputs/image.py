@@ -28,6 +28,8 @@ from mmvicreg.strict import Strict
 class ImageInput(Input):
     """Random resized crop and flip in training; resize and centre crop in evaluation."""
 
+    field = "image"
+
     class Config(Strict):
         """Geometry of the crop, in pixels and fractions."""
 

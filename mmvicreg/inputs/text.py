@@ -27,6 +27,8 @@ from mmvicreg.strict import Strict
 class TextInput(Input):
     """One caption of the sample: drawn at random in training unless told which."""
 
+    field = "captions"
+
     class Config(Strict):
         """Which tokenizer, and how long a caption may be."""
 

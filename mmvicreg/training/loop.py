@@ -46,7 +46,7 @@ from mmvicreg.training.monitor import CollapseMonitor, agreements, last_words, m
 from mmvicreg.training.optim import build_optimizer, clip, gradients, not_finite, rate_factor, set_rate
 from mmvicreg.training.setup import build_model, fit_frontends, restore_inputs, warnings_of
 from mmvicreg.training.signals import stop_signals
-from mmvicreg.training.source_data import SourceData, copied_ahead, with_others
+from mmvicreg.training.source_data import SourceData, check_fields, copied_ahead, with_others
 
 # every process computes the same buffers; torch 2.14 renamed the flag that keeps them from being sent
 NO_BUFFER_SYNC: dict[str, Any] = (
@@ -374,8 +374,9 @@ class Trainer:
 
     def _survey(self, name: str, source: Input) -> None:
         for part in self.data.reading(name):
-            skip = self.data.parts[part].dataset.on_bad_sample == "skip"
-            for note in source.survey(self.data.samples[part], skip=skip):
+            dataset, samples = self.data.parts[part].dataset, self.data.samples[part]
+            check_fields(source, samples, name=name, dataset=dataset)
+            for note in source.survey(samples, skip=dataset.on_bad_sample == "skip"):
                 say(note)
 
     def _explain(self, error: NonFiniteError, batch: Batch) -> UserError:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from mmvicreg.branches.model import Batch
-from mmvicreg.config import Recipe
+from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
@@ -131,6 +131,18 @@ class SourceData:
             f"{'others' if then['samples'] == count else f'{count} samples'}: a resumed run needs the same data; give "
             f"its place with {place}, or start a new run"
         )
+
+
+def check_fields(source: Input, samples: Sequence[Sample], *, name: str, dataset: DatasetConfig) -> None:
+    """Raise :class:`UserError` where samples have nothing for an input to read: one of them, or all, with ``skip``."""
+    lacking = [sample for sample in samples if source.field and not getattr(sample, source.field)]
+    if not lacking or (dataset.on_bad_sample == "skip" and len(lacking) < len(samples)):
+        return
+    what = {"image": "picture", "audio": "recording", "captions": "caption"}.get(source.field, source.field)
+    raise UserError(
+        f"{len(lacking):,} of {len(samples):,} training samples of {dataset.name} have no {what}, which the input "
+        f"'{name}' reads, such as '{lacking[0].id}'; choose another --dataset (mmvicreg data list), or another --pair"
+    )
 
 
 def with_others(batch: Batch, streams: Mapping[str, Iterator[Batch]]) -> Batch:

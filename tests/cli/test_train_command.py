@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 from tiny import as_flags, tiny_recipe
 
 from mmvicreg.cli import main
@@ -245,6 +247,47 @@ def test_runs_by_fold_are_taken_up_again_by_their_folder_alone(train: Command, t
     assert all(open_run(Path("set") / f"fold{n}").epochs_done == 1 for n in range(1, 6))
     refused(train(*flags, "--fold", "all", "--out", "set/fold1"), "set/fold1 is a run", "another --out")
     refused(train(*flags, "--fold", "²", "--out", "run"), "--fold expects a number")
+
+
+def test_a_fold_that_has_no_room_is_found_before_the_first_is_trained(
+    train: Command, tiny_tones: Path
+) -> None:
+    flags = [*as_flags("wave-mel", tiny_tones, "training.epochs=1"), "--workers", "0"]
+    Path("set/fold3").mkdir(parents=True)
+    Path("set/fold3/notes.txt").write_text("mine")
+    refused(train(*flags, "--fold", "all", "--out", "set"), "set/fold3 exists and is not empty")
+    assert fingerprint(Path("set")).keys() == {"fold3/notes.txt"}
+
+
+@pytest.mark.parametrize("skip", [(), ("--on-bad-sample", "skip")])
+def test_a_manifest_of_another_kind_is_refused_before_a_run_is_made(
+    train: Command, tmp_path: Path, tiny_tones: Path, skip: tuple[str, ...]
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\na.png,a square\n")
+    flags = [*as_flags("wave-mel", tiny_tones, "dataset.name=manifest"), "--data-root", table, *skip]
+    said = train(*flags, "--batch-size", 2, "--workers", 0, "--out", "run")
+    refused(said, "1 of 1 training samples of manifest have no recording", "'audio' reads, such as 'a.png'")
+    assert not Path("run").exists()
+
+
+def test_the_files_of_a_linked_manifest_lie_beside_the_link(
+    train: Command, tmp_path: Path, tiny_shapes: Path
+) -> None:
+    store, mine = tmp_path / "store", tmp_path / "mine"
+    store.mkdir()
+    mine.mkdir()
+    rows = [{"image": f"{i}.png", "caption": f"a square number {i}"} for i in range(16)]
+    (store / "v1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (mine / "pairs.jsonl").symlink_to(store / "v1.jsonl")
+    for i in range(16):
+        Image.new("RGB", (40, 40), (10 * i, 0, 0)).save(mine / f"{i}.png")
+    flags = as_flags("image-text", tiny_shapes, "training.epochs=1", "dataset.name=manifest")
+    table = mine / "pairs.jsonl"
+    said = train(*flags, "--data-root", table, "--batch-size", 8, "--workers", 0, "--out", "run")
+    assert said.status == 0, said.err
+    assert open_run(Path("run")).recipe.dataset.root == str(table)
 
 
 def test_the_newest_runs_by_fold_of_a_kind_are_found_to_be_resumed(train: Command, tiny_tones: Path) -> None:
