@@ -156,9 +156,21 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(node, list):
         node[_position(node, leaf, key)] = value
     elif isinstance(node, dict):
+        if leaf == "name" and parents and parents[-1].endswith("augmentation"):
+            _forget_preset(node)
         node[leaf] = value
     else:
         raise UserError(f"cannot set '{key}': '{'.'.join(parents)}' holds a single value")
+
+
+def _forget_preset(augmentation: dict[str, Any]) -> None:
+    """Drop the options that are its name's: a run's recipe holds them all, and they would outlive another name."""
+    from mmvicreg.inputs.augment import PRESETS
+
+    for option, preset in PRESETS.get(str(augmentation.get("name")), {}).items():
+        value = augmentation.get(option)
+        if (tuple(value) if isinstance(value, list) else value) == preset:
+            del augmentation[option]
 
 
 def _descend(node: Any, part: str, path: str, key: str) -> Any:

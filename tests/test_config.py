@@ -395,6 +395,18 @@ def test_all_mistakes_are_told_at_once() -> None:
         assert key in str(refused.value)
 
 
+def test_another_augmentation_on_a_runs_recipe_brings_its_own_numbers(tmp_path: Path) -> None:
+    """A run's recipe names every option; those of the old name would be trained under the new one."""
+    saved = tmp_path / "recipe.yaml"
+    key = "branches.image.frontend.augmentation"
+    saved.write_text(
+        dump_recipe(load_recipe(recipe_path("image-image", "shapes", None), {}, [f"{key}.hue=0.3"]))
+    )
+    found = load_recipe(saved, {}, [f"{key}.name=official"]).branches["image"].frontend["augmentation"]
+    assert (found["name"], found["hue"]) == ("official", 0.3)  # what was chosen stays
+    assert (list(found["blur"]), list(found["solarise"])) == ([1.0, 0.1], [0.0, 0.2])
+
+
 def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
     assert recipe_path("wave-mel", "tones", None) == recipes_folder() / "wave-mel" / "tones.yaml"
     assert recipe_path("image-text", "shapes", "flickr8k").stem == "flickr8k"

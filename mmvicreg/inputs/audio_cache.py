@@ -44,7 +44,7 @@ _FEW = 32
 """Recordings that are decoded sooner than worker processes start."""
 _EXPANSION = 12
 """Decoded bytes a byte of file, where only decoding would tell: lossy formats at 64 kbit/s and more."""
-_WAY_OUT = "point XDG_CACHE_HOME at another disk (a new run may decode at every reading: --set inputs.audio.cache=false)"
+_WAY_OUT = "point XDG_CACHE_HOME at another disk (a new run may do without: --set inputs.audio.cache=false)"
 
 
 @dataclass(frozen=True)
