@@ -118,13 +118,26 @@ def published_share(path: Path) -> float | None:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
+    digest = _digest(path)
     names = [file.path for file in LISTS.files if file.sha256 == digest]
     return next((share for share, name in _PUBLISHED.items() if name in names), None)
+
+
+def list_name(path: Path) -> str:
+    """A list as a part of a result's name: the beginning of its own name, and a digest of what it lists.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return f"{path.stem[:24]}~{_digest(path)[:8]}"
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
 
 
 def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> Integers:

@@ -112,7 +112,8 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     listed.write_text("train0-1.png\n\nc01/train1-3.png\ntrain/c01/train1-0.png\n")
     words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
     assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-    report = json.loads((run.path / "eval" / "finetune-list-mine-val-epochs=1-batch-size=3.json").read_text())
+    file = f"finetune-list-mine~{_digest(listed)[:8]}-val-epochs=1-batch-size=3.json"
+    report = json.loads((run.path / "eval" / file).read_text())
     assert (report["labelled"], report["classes_without_labels"]) == (3, 1)
     assert "1 classes have no label" in " ".join(capsys.readouterr().out.split())
     listed.write_text("train0-1.png\nn01440764_1.JPEG\n")
@@ -121,12 +122,26 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "n01440764_1.JPEG" in told
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_lists_of_one_name_have_results_of_their_own(tmp_path: Path) -> None:
+    first, second = (tmp_path / folder / ("labels" * 40 + ".txt") for folder in "ab")
+    for path, text in ((first, "x.png"), (second, "y.png")):
+        path.parent.mkdir()
+        path.write_text(text)
+    names = [subsets.list_name(path) for path in (first, second)]
+    assert names == [f"{'labels' * 4}~{_digest(path)[:8]}" for path in (first, second)]
+    assert names[0] != names[1]
+
+
 def test_a_published_list_given_as_a_file_has_its_own_rates(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "simclr-few.txt"
     listed.write_bytes(b"train0-1.png\ntrain1-3.png\ntrain2-0.png\n")
-    digest = hashlib.sha256(listed.read_bytes()).hexdigest()
+    digest = _digest(listed)
     first, second = subsets.LISTS.files
     known = replace(subsets.LISTS, files=(replace(first, sha256=digest), second))
     words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
@@ -134,7 +149,7 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
     for lists in (subsets.LISTS, known):
         monkeypatch.setattr(subsets, "LISTS", lists)
         assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-        file = run.path / "eval" / "finetune-list-simclr-few-val-epochs=1-batch-size=3.json"
+        file = run.path / "eval" / f"finetune-list-simclr-few~{digest[:8]}-val-epochs=1-batch-size=3.json"
         found.append(json.loads(file.read_text()))
     rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
     assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
