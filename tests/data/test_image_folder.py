@@ -46,7 +46,7 @@ def test_train_and_val_with_a_folder_a_class(tmp_path: Path) -> None:
     data = ImageFolder(folder(tmp_path, "val/dog/1.jpg", "val/cat/2.jpg", "notes/readme/x.jpg"))
     assert data.splits() == ("train", "val")
     assert data.classes == ("cat", "dog")
-    assert data.notes == ()
+    assert data.notes == (f"{tmp_path} holds pictures in notes too, which are of no split and not used",)
     assert listed(data, "train") == [
         ("train/cat/deep/x.jpg", 0),
         ("train/cat/z.webp", 0),
@@ -106,6 +106,20 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     data = ImageFolder(folder(tmp_path, *(f"{name}/{n}.jpg" for name in ("bus", "train") for n in range(3))))
     assert data.classes == ("bus", "train")
     assert listed(data, "val") == [("bus/2.jpg", 0), ("train/2.jpg", 1)]
+
+
+def test_a_class_called_train_that_has_folders_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Its folders would be the classes, and the other classes not there."""
+    names = ("bus", "car", "train")
+    folder(tmp_path / "data", *(f"{name}/y2019/{n}.jpg" for name in names for n in range(3)))
+    message = refused(tmp_path / "data")
+    assert f"{tmp_path / 'data' / 'train'} holds folders" in message
+    assert "other folders of pictures: bus, car." in message
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data").rename(tmp_path / "moved" / "train")  # the way out
+    assert ImageFolder(tmp_path / "moved").classes == names
+    folder(tmp_path / "zip", "train/a/1.jpg", "train/a/2.jpg", "__MACOSX/train/a/._1.jpg")
+    assert len(ImageFolder(tmp_path / "zip").samples("all")) == 2
 
 
 def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) -> None:
