@@ -162,6 +162,21 @@ def test_links_to_folders_inside_a_class_are_followed_as_torchvision_does(tmp_pa
     assert data.notes == ()
 
 
+@pytest.mark.parametrize("to", ["train", ".", ".."])
+def test_links_to_what_a_class_lies_in_bring_no_pictures_of_others(tmp_path: Path, to: str) -> None:
+    names = [f"train/{name}/{n}.jpg" for name in "ab" for n in range(3)]
+    root = folder(tmp_path / "data", *names, "val/a/1.jpg", "val/b/1.jpg")
+    (root / "train" / "a" / "loop").symlink_to(root / to)
+    folder(tmp_path / "elsewhere", "c/1.jpg", "c/2.jpg")
+    (tmp_path / "elsewhere" / "c" / "loop").symlink_to(
+        root / to
+    )  # this one lies in data/train by a link alone
+    for split in ("train", "val"):
+        (root / split / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    more = [("train/c/1.jpg", 2), ("train/c/2.jpg", 2)]
+    assert listed(ImageFolder(root), "train") == [(name, "ab".index(name[6])) for name in names] + more
+
+
 @pytest.mark.parametrize("above", ["train/", ""])
 def test_a_class_of_one_picture_has_none_to_hold_out(tmp_path: Path, above: str) -> None:
     folder(tmp_path, *(f"{above}{name}" for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg")))
