@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvicreg import registry
 from mmvicreg.datasets import cache_folder
@@ -133,6 +134,8 @@ def _read(path: Path, source: str) -> Any:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str) -> None:
     """Load ``state`` into ``module``; every key must be there, in its shape, and no other.
 
+    BatchNorm's count of batches may lack, as in files from before torch 0.4.1: it is 0 then, as torch has it.
+
     Args:
         module: what to load into.
         state: parameter and buffer names to tensors.
@@ -143,6 +146,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
         UserError: they do not fit; the differing keys are listed, a few of each kind.
     """
     own = module.state_dict()
+    state = {**_counts(module, state), **state}
     problems = [
         f"{len(keys)} {kind}: {_some(keys)}"
         for kind, keys in (
@@ -162,6 +166,17 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
     if problems:
         raise UserError(f"{what} do not fit ({'; '.join(problems)}); {way_out}")
     module.load_state_dict(state)
+
+
+def _counts(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Counts of batches, none yet, for every BatchNorm whose other statistics are in ``state``."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        counts = isinstance(part, _BatchNorm) and part.num_batches_tracked is not None
+        if counts and f"{prefix}running_var" in state:
+            found[f"{prefix}num_batches_tracked"] = torch.tensor(0)
+    return found
 
 
 def _some(keys: Sequence[str], most: int = 4) -> str:

@@ -63,6 +63,23 @@ def test_a_checksum_in_the_name_is_checked(server: Server, tmp_path: Path) -> No
     assert not list((tmp_path / "cache").rglob("net-01234567.pth"))
 
 
+def test_files_from_before_batches_were_counted_are_read_as_torch_does(tmp_path: Path) -> None:
+    reference = torchvision.models.resnet18()
+    old = {key: value for key, value in reference.state_dict().items() if "num_batches" not in key}
+    assert len(old) == len(reference.state_dict()) - 20
+    reference.load_state_dict(old, strict=True)
+    saved(old, tmp_path / "old.pth")
+    spec = InputSpec("image", channels=3)
+    encoder = ResNet18(ResNet18.Config(weights=str(tmp_path / "old.pth")), spec).eval()
+    reference.fc = nn.Identity()
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(encoder(x), reference.eval()(x))
+    assert all(int(value) == 0 for key, value in encoder.state_dict().items() if "num_batches" in key)
+    saved({key: value for key, value in old.items() if "bn1." not in key}, tmp_path / "less.pth")
+    with pytest.raises(UserError, match=r"missing: .*bn1"):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "less.pth")), spec)
+
+
 def test_a_server_that_refuses_is_named_with_what_it_says(server: Server) -> None:
     with pytest.raises(UserError, match=r"/nothing\.pth answers 404 Not Found; give the path of"):
         read_weights(f"{server.url}/nothing.pth")
