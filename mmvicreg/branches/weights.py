@@ -77,7 +77,8 @@ def imagenet_url(architecture: str) -> str:
 def fetch(url: str) -> Path:
     """The file at a URL, from the cache folder where it is there already; a broken transfer is continued.
 
-    A name that ends in a part of its checksum (``resnet50-0676ba61.pth``, as torchvision's do) is checked by it.
+    A name that ends in a part of its checksum (``resnet50-0676ba61.pth``, as torchvision's do) is checked by it. Digits
+    alone are none: they may be a date or a number of steps.
 
     Raises:
         UserError: the server refuses or keeps failing, there is no room, or the checksum is wrong.
@@ -90,7 +91,7 @@ def fetch(url: str) -> Path:
     downloader = registry.DOWNLOADERS.load("http")
     downloader(moved=WAY_OUT).fetch(url, path)
     told = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    if told is not None:
+    if told is not None and not told[1].isdigit():
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if not found.startswith(told[1]):
