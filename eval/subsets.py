@@ -162,7 +162,7 @@ def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
             there, or one of several of that name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from error
     names = [line.strip() for line in lines if line.strip()]

@@ -173,6 +173,8 @@ def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None
         subsets.rows_of(samples, tmp_path / "list")
     (tmp_path / "list").write_text("b/1.png\na/2.png")
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
+    (tmp_path / "list").write_text("b/1.png\na/2.png", encoding="utf-8-sig")  # as Windows' editors write it
+    assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "x%", "-1%", "nan%", "10", "no/such.txt"])
