@@ -177,6 +177,25 @@ def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
 
 
+def test_lists_of_pictures_in_folders_inside_their_classes(tmp_path: Path) -> None:
+    paths = ["x/s0/0.png", "x/s1/1.png", "x/1.png", "y/s0/0.png", "y/s1/2.png", "y/s2/2.png"]
+    samples = [
+        Sample(id=f"train/{path}", image=Path("/d/train") / path, label="xy".index(path[0])) for path in paths
+    ]
+
+    def rows(*names: str) -> list[int]:
+        (tmp_path / "list").write_text("\n".join(names))
+        return subsets.rows_of(samples, tmp_path / "list", classes=("x", "y")).tolist()
+
+    assert rows(*paths) == rows(*(sample.id for sample in samples)) == list(range(6))
+    assert rows("x/0.png", "y/0.png", "s1/2.png") == [0, 3, 4]
+    assert rows("x/1.png") == [2]  # its path, though one further down is called so for short
+    with pytest.raises(UserError, match=r"names y/2\.png, and several .* such as train/y/s1/2\.png"):
+        rows("y/2.png")
+    with pytest.raises(UserError, match=r"are not among .* named by its path, such as train/x/s0/0\.png"):
+        rows("y/3.png")
+
+
 @pytest.mark.parametrize("text", ["0%", "101%", "x%", "-1%", "nan%", "10", "no/such.txt"])
 def test_labels_that_mean_nothing(text: str) -> None:
     with pytest.raises(UserError, match="--labels"):
