@@ -69,6 +69,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     assert f"cannot write {folder / 'eval'}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("knn",), ("curve",), ("linear", "--quick"), ("linear",), ("finetune",)])
+def test_one_class_alone_is_refused_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any
+) -> None:
+    root = write_pictures(tmp_path / "data", classes=1, train=3, val=2)
+    monkeypatch.setattr(keeping, "encode", _must_not)
+    monkeypatch.setattr(linear_image, "train_run", _must_not)
+    monkeypatch.setattr(finetune, "train_run", _must_not)
+    assert mmvicreg(monkeypatch, "eval", words[0], run.path, *words[1:], "--data-root", root) == 2
+    message = f"all 3 samples of the training split 'train' of image-folder at {root} are of one class, 'c00'"
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [("knn", "--k", 3), ("linear", "--quick")])
 def test_figures_are_shown_before_they_are_written(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[Any, ...]
