@@ -124,11 +124,27 @@ class ImageFolder(Reader):
             folders[split] = self.root / name
         # 'train' may be a class, next to 'bus' and 'car'
         if folders and (len(folders) == len(below) or any(subfolders(folder) for folder in folders.values())):
+            self._check_others(folders, [name for name in below if self.root / name not in folders.values()])
             return {split: folders[split] for split in ("train", "val", "test") if split in folders}
         found = looks_like(self.root, besides=self.name)
         if (found and found != "manifest" and " " not in found) or not (below or loose_pictures(self.root)):
             raise not_here(self.root, self.card, "it should hold train/<class>/ or pictures")
         return {"train": self.root}
+
+    def _check_others(self, folders: dict[str, Path], others: Sequence[str]) -> None:
+        """Say which folders beside those of splits are not used, and refuse them where the one split may be a class."""
+        if not (unused := [name for name in others if holds_pictures(self.root / name)]):
+            return
+        if len(folders) == 1:
+            (split,) = folders.values()
+            raise UserError(
+                f"{split} holds folders, as that of a split does, and beside it are other folders of pictures: "
+                f"{shorten(unused)}. If all of them are classes, move them into {self.root / 'train'}/ (of which "
+                f"{split.name} is then one), or rename {split.name}; if {split.name} holds the classes, move the "
+                "others away"
+            )
+        note = f"{self.root} holds pictures in {shorten(unused)} too, which are of no split and not used"
+        self.notes = (*self.notes, note)
 
     def _load(self, split: str) -> Sequence[Sample]:
         samples = self._list(split)

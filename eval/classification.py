@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, number, origin, say_skipped, write_report
+from mmvicreg.eval.output import Report, number, origin, say_skipped, short, write_report
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
+from mmvicreg.eval.trained_data import elsewhere
 from mmvicreg.runs import Run, check_writable
 from mmvicreg.samples import DataSet
 from mmvicreg.tables import console, print_table
@@ -79,7 +78,8 @@ def report_file(
     """``eval/<protocol>[-<data set>][-<branch>]-<split>[-<flag>=<value>...].json``, to be asked for before the work.
 
     Data set and branch are named where they are not the run's only ones, and what is not the protocol's default
-    always: a trial of one epoch must not take the place of a result by the published schedule.
+    always: a trial of one epoch must not take the place of a result by the published schedule. So are data that are
+    others under the name of the run's (:func:`mmvicreg.eval.trained_data.elsewhere`).
 
     Args:
         run: whose folder it lies in.
@@ -93,24 +93,17 @@ def report_file(
     Raises:
         UserError: it cannot be written there.
     """
+    all_changed = {**changed, **elsewhere(run, data)}
     words = [
         protocol,
         *([] if own else [data.name]),
         *([branch] if len(image_branches(run)) > 1 else []),
         split,
-        *(flag if value is True else f"{flag}={_short(value)}" for flag, value in changed.items()),
+        *(flag if value is True else f"{flag}={short(value)}" for flag, value in all_changed.items()),
     ]
     file = run.path / "eval" / f"{'-'.join(words)}.json"
     check_writable(file)
     return file
-
-
-def _short(value: object) -> str:
-    """A value as a part of a file's name, which has 255 bytes: of a long one the beginning and its digest."""
-    text = str(value).replace(os.sep, "_")
-    if len(text) <= 24:
-        return text
-    return f"{text[:12]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def is_whole(found: Labelled) -> bool:

@@ -29,7 +29,7 @@ from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled
 from mmvicreg.eval.output import Report, command_line
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
-from mmvicreg.eval.subsets import Choice, choose_labels, parse_labels, published_share
+from mmvicreg.eval.subsets import Choice, choose_labels, list_name, parse_labels, published_share
 from mmvicreg.runs import Run
 from mmvicreg.skipped import OnBadSample
 from mmvicreg.training.distributed import World
@@ -141,7 +141,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
     whole = labelled_data(run, settings.where)
     announce(world, whole.data)
     share = parse_labels(settings.labels)
-    word = settings.labels if isinstance(share, float) else f"list-{share.stem}"
+    word = settings.labels if isinstance(share, float) else f"list-{list_name(share)}"
     protocol = f"finetune-{word.replace('%', 'percent')}"
     file = report_file(
         run,

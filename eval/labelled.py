@@ -104,8 +104,8 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
     """Training and test samples of a data set with classes.
 
     Raises:
-        UserError: no such data set or split, nothing in it, samples without a class, or in both splits; a fold of
-            other samples than the run held out.
+        UserError: no such data set or split, nothing in it, samples without a class, or all of one, or in both splits;
+            a fold of other samples than the run held out.
     """
     data, own = open_data(run, options)
     settings = run.recipe.dataset if own else run.recipe.trained_as(data.name)
@@ -129,6 +129,12 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             "splits with --train-split and --split"
         )
     labels = labels_of(train, data), labels_of(test, data)
+    if len(there := np.unique(labels[0])) == 1:
+        raise UserError(
+            f"all {len(train):,} samples of the training split '{train_split}' of {data.name} at {data.root} are of "
+            f"one class, '{data.classes[there[0]]}', so there is nothing for a classifier to tell apart; give data of "
+            "two classes at least (--data-root, --dataset), or another --train-split"
+        )
     seen = saw_split(run, data.name, split)
     doubt = in_doubt(run, data, seen=seen)
     return Labelled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -50,6 +51,18 @@ def command_line(protocol: str, path: Path, options: Mapping[str, object]) -> st
         if value is not None:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
+
+
+def short(value: object) -> str:
+    """A value as a part of a file's name, which has 255 bytes: of a long one the beginning and its digest.
+
+    Of a path it is the beginning of its last part, and the digest of all of it.
+    """
+    text = str(value).replace(os.sep, "_")
+    if len(text) <= 24 and not isinstance(value, Path):
+        return text
+    begin = value.name if isinstance(value, Path) else text
+    return f"{begin[:12]}~{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def bad_sample_flag(on_bad_sample: OnBadSample) -> dict[str, str]:

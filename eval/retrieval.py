@@ -247,11 +247,11 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         **origin(run, settings.command(run, split)),
     }
     if world.is_main:
-        file = run.path / "eval" / file_name(run, report, split, search=settings.search)
+        file = run.path / "eval" / file_name(run, data, report, split, search=settings.search)
         write_report(file, report)
         if report["protocol"] != "all":
             # whoever reads the split's file finds what was measured last, by whichever protocol
-            last = file_name(run, {**report, "protocol": "all"}, split, search=settings.search)
+            last = file_name(run, data, {**report, "protocol": "all"}, split, search=settings.search)
             write_report(run.path / "eval" / last, report)
         listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
         if settings.on_bad_sample == "skip":

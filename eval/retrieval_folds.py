@@ -85,7 +85,8 @@ def run(
         "command": command_line("retrieval", folder, {"data-root": data_root, **_asked(options)}),
     }
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
-        file = folder / "eval" / file_name(first, report, "folds", search=options.get("search", "auto"))
+        data = first.dataset(name=options.get("dataset"), root=data_root)
+        file = folder / "eval" / file_name(first, data, report, "folds", search=options.get("search", "auto"))
         write_report(file, report)
         _show(report, file, directions)
     return report

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.datasets import in_folds
-from mmvicreg.eval.output import Report, number
+from mmvicreg.eval.output import Report, number, short
 from mmvicreg.eval.published import published
+from mmvicreg.eval.trained_data import elsewhere
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.tables import console, print_table
@@ -97,14 +98,16 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
     out.print(f"Written: {file}", soft_wrap=True)
 
 
-def file_name(run: Run, report: Report, part: str, *, search: str) -> str:
+def file_name(run: Run, data: DataSet, report: Report, part: str, *, search: str) -> str:
     """``retrieval-<split>.json``; what was asked for besides is added, so that no result is lost to another.
 
     That is another data set than the run's before the split; after it the protocol (``5k``, ``1k-5fold``), space and
-    similarity where one of them is not the recipe's, and a search by FAISS.
+    similarity where one of them is not the recipe's, a search by FAISS, and the folder of data that are others under
+    the name of the run's (:func:`mmvicreg.eval.trained_data.elsewhere`).
 
     Args:
         run: what was judged.
+        data: what it was judged on.
         report: the result: ``dataset``, ``protocol``, ``space`` and ``similarity``.
         part: the split, or ``folds``.
         search: how candidates were asked to be searched.
@@ -119,6 +122,7 @@ def file_name(run: Run, report: Report, part: str, *, search: str) -> str:
     words += [report["protocol"]] if report["protocol"] != "all" else []
     words += reading if reading != (own.space, own.similarity) else ()
     words += ["faiss"] if search == "faiss" else []
+    words += [f"{flag}={short(value)}" for flag, value in elsewhere(run, data).items()]
     return f"{'-'.join(words)}.json"
 
 

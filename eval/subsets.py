@@ -100,13 +100,13 @@ def choose_labels(found: Labelled, labels: float | Path, *, downloader: Download
     if isinstance(labels, Path):
         share = published_share(labels)
         words = f"those listed in {labels}" + (f", the {share:g} % published with SimCLR" if share else "")
-        return Choice(rows_of(found.train, labels), words, share)
+        return Choice(rows_of(found.train, labels, classes=found.data.classes), words, share)
     if labels == 100:
         return Choice(np.arange(len(found.train)), "all")
     if found.data.name == "imagenet" and labels in _PUBLISHED:
         path = _fetch(_PUBLISHED[labels], downloader or Downloader())
         words = f"the {labels:g} % published with SimCLR ({path})"
-        return Choice(rows_of(found.train, path), words, labels)
+        return Choice(rows_of(found.train, path, classes=found.data.classes), words, labels)
     ids = [sample.id for sample in found.train]
     rows = balanced_rows(ids, found.train_labels, percent=labels)
     return Choice(rows, f"{labels:g} % of each class, drawn by this program")
@@ -118,13 +118,26 @@ def published_share(path: Path) -> float | None:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
+    digest = _digest(path)
     names = [file.path for file in LISTS.files if file.sha256 == digest]
     return next((share for share, name in _PUBLISHED.items() if name in names), None)
+
+
+def list_name(path: Path) -> str:
+    """A list as a part of a result's name: the beginning of its own name, and a digest of what it lists.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return f"{path.stem[:24]}~{_digest(path)[:8]}"
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
 
 
 def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> Integers:
@@ -141,15 +154,22 @@ def balanced_rows(ids: Sequence[str], labels: Integers, *, percent: float) -> In
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
-    """Positions of the samples that a list names, by file name, ``<class>/<file name>``, or id.
+def rows_of(samples: Sequence[Sample], path: Path, *, classes: Sequence[str] = ()) -> Integers:
+    """Positions of the samples that a list names: by id, with its split or without, ``<class>/<file name>``, file name.
+
+    A whole id goes before the others: ``a/1.png`` is that picture, though there is an ``a/more/1.png``.
+
+    Args:
+        samples: training samples.
+        path: the list, a name a line.
+        classes: names of the classes.
 
     Raises:
         UserError: the list cannot be read, is empty, names a file twice (in one spelling or two), one that is not
             there, or one of several of that name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -157,28 +177,44 @@ def rows_of(samples: Sequence[Sample], path: Path) -> Integers:
         raise UserError(f"the list {path} names no files")
     if twice := duplicates(names):
         raise UserError(f"the list {path} names {shorten(twice)} more than once")
-    rows: dict[str, list[int]] = {name: [] for name in names}
+    whole: dict[str, list[int]] = {name: [] for name in names}
+    short: dict[str, list[int]] = {name: [] for name in names}
     for row, sample in enumerate(samples):
-        keys = {sample.id}
-        if sample.image is not None:
-            inside = PurePath(sample.image.name if isinstance(sample.image, Member) else sample.image)
-            keys |= {inside.name, f"{inside.parent.name}/{inside.name}"}
-        for key in keys & rows.keys():
-            rows[key].append(row)
+        for found, keys in zip((whole, short), _spellings(sample, classes), strict=True):
+            for key in keys & found.keys():
+                found[key].append(row)
+    rows = {name: whole[name] or short[name] for name in names}
     if missing := [name for name in names if not rows[name]]:
         raise UserError(
             f"{len(missing):,} of {len(names):,} files listed in {path} are not among the {len(samples):,} training "
-            f"samples: {shorten(missing)}; the list is of other data, or the data is not whole"
+            f"samples: {shorten(missing)}; the list is of other data, or the data is not whole (a picture is named by "
+            f"its path, such as {samples[0].id}, with its split or without, by <class>/<file name>, or by its file "
+            "name)"
         )
     if many := [name for name in names if len(rows[name]) > 1]:
         raise UserError(
-            f"{path} names {shorten(many)}, and several training samples are called so; write <class>/<file name>"
+            f"{path} names {shorten(many)}, and several training samples are called so; write <class>/<file name>, or "
+            f"where that is of several too, the whole path, such as {samples[rows[many[0]][0]].id}"
         )
     named: dict[int, str] = {}
     for name in names:
         if (first := named.setdefault(rows[name][0], name)) != name:
             raise UserError(f"the list {path} names one picture twice, as {first} and as {name}; leave one")
     return np.array(sorted(named), dtype=np.int64)
+
+
+def _spellings(sample: Sample, classes: Sequence[str]) -> tuple[set[str], set[str]]:
+    """What a list may call a sample: its whole id, with and without a split before its class; and shorter names."""
+    whole, short = {sample.id}, set()
+    if sample.image is not None:
+        inside = PurePath(sample.image.name if isinstance(sample.image, Member) else sample.image)
+        short |= {inside.name, f"{inside.parent.name}/{inside.name}"}
+    if sample.label is not None and sample.label < len(classes):
+        name, parts = classes[sample.label], sample.id.split("/")
+        if parts[1:2] == [name]:
+            whole.add("/".join(parts[1:]))
+        short.add(f"{name}/{parts[-1]}")
+    return whole, short
 
 
 def _fetch(name: str, downloader: Downloader) -> Path:

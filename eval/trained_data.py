@@ -7,7 +7,9 @@ training samples as they are now, before a figure is called inductive.
 
 from __future__ import annotations
 
-from mmvicreg.datasets import in_folds, training_samples
+from pathlib import Path
+
+from mmvicreg.datasets import OWN_DATA, dataset_root, in_folds, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, fingerprint
@@ -45,6 +47,26 @@ def changed_since_training(run: Run, data: DataSet) -> str | None:
             f"{data.root} there are now {differ}"
         )
     return found
+
+
+def elsewhere(run: Run, data: DataSet) -> dict[str, object]:
+    """``data-root`` -> a folder, for a result's name, where the data are others under the name of the run's.
+
+    One's own data are others in every other folder: the same names may be of other pictures. A published data set is
+    one wherever it lies, unless its training samples are not those of the run.
+    """
+    settings = run.recipe.trained_as(data.name)
+    usual = Path(settings.root) if settings is not None and settings.root is not None else None
+    here = Path(data.root).expanduser().resolve()
+    if data.name in OWN_DATA:
+        return {} if usual is not None and here == usual.expanduser().resolve() else {"data-root": here}
+    if here == dataset_root(data.name, usual).resolve():
+        return {}
+    try:
+        changed = changed_since_training(run, data) is not None
+    except UserError:  # the fold that the run held out is not there
+        changed = True
+    return {"data-root": here} if changed else {}
 
 
 def check_trained_data(run: Run, data: DataSet) -> None:

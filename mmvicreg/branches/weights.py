@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvicreg import registry
 from mmvicreg.datasets import cache_folder
@@ -76,7 +77,8 @@ def imagenet_url(architecture: str) -> str:
 def fetch(url: str) -> Path:
     """The file at a URL, from the cache folder where it is there already; a broken transfer is continued.
 
-    A name that ends in a part of its checksum (``resnet50-0676ba61.pth``, as torchvision's do) is checked by it.
+    A name that ends in a part of its checksum (``resnet50-0676ba61.pth``, as torchvision's do) is checked by it. Digits
+    alone are none: they may be a date or a number of steps.
 
     Raises:
         UserError: the server refuses or keeps failing, there is no room, or the checksum is wrong.
@@ -89,7 +91,7 @@ def fetch(url: str) -> Path:
     downloader = registry.DOWNLOADERS.load("http")
     downloader(moved=WAY_OUT).fetch(url, path)
     told = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    if told is not None:
+    if told is not None and not told[1].isdigit():
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if not found.startswith(told[1]):
@@ -133,6 +135,8 @@ def _read(path: Path, source: str) -> Any:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str) -> None:
     """Load ``state`` into ``module``; every key must be there, in its shape, and no other.
 
+    BatchNorm's count of batches may lack, as in files from before torch 0.4.1: it is 0 then, as torch has it.
+
     Args:
         module: what to load into.
         state: parameter and buffer names to tensors.
@@ -143,6 +147,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
         UserError: they do not fit; the differing keys are listed, a few of each kind.
     """
     own = module.state_dict()
+    state = {**_counts(module, state), **state}
     problems = [
         f"{len(keys)} {kind}: {_some(keys)}"
         for kind, keys in (
@@ -162,6 +167,17 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
     if problems:
         raise UserError(f"{what} do not fit ({'; '.join(problems)}); {way_out}")
     module.load_state_dict(state)
+
+
+def _counts(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Counts of batches, none yet, for every BatchNorm whose other statistics are in ``state``."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        counts = isinstance(part, _BatchNorm) and part.num_batches_tracked is not None
+        if counts and f"{prefix}running_var" in state:
+            found[f"{prefix}num_batches_tracked"] = torch.tensor(0)
+    return found
 
 
 def _some(keys: Sequence[str], most: int = 4) -> str:

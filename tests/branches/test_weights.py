@@ -56,11 +56,34 @@ def test_a_checksum_in_the_name_is_checked(server: Server, tmp_path: Path) -> No
     content = saved({"w": torch.zeros(1)}, tmp_path / "x")
     digest = hashlib.sha256(content).hexdigest()[:8]
     server.files[f"net-{digest}.pth"] = content
-    server.files["net-01234567.pth"] = content
+    server.files["net-0123456a.pth"] = content
     assert fetch(f"{server.url}/net-{digest}.pth").read_bytes() == content
-    with pytest.raises(UserError, match=rf"came with the sha256 {digest}\.\.\., and its name says 01234567"):
-        fetch(f"{server.url}/net-01234567.pth")
-    assert not list((tmp_path / "cache").rglob("net-01234567.pth"))
+    with pytest.raises(UserError, match=rf"came with the sha256 {digest}\.\.\., and its name says 0123456a"):
+        fetch(f"{server.url}/net-0123456a.pth")
+    assert not list((tmp_path / "cache").rglob("net-0123456a.pth"))
+
+
+@pytest.mark.parametrize("name", ["resnet18-20220115.pth", "model-00050000.pth", "net-1700000000.pth"])
+def test_a_date_or_a_number_of_steps_is_no_checksum(server: Server, tmp_path: Path, name: str) -> None:
+    server.files[name] = saved({"w": torch.zeros(1)}, tmp_path / "x")
+    assert fetch(f"{server.url}/{name}").read_bytes() == server.files[name]
+
+
+def test_files_from_before_batches_were_counted_are_read_as_torch_does(tmp_path: Path) -> None:
+    reference = torchvision.models.resnet18()
+    old = {key: value for key, value in reference.state_dict().items() if "num_batches" not in key}
+    assert len(old) == len(reference.state_dict()) - 20
+    reference.load_state_dict(old, strict=True)
+    saved(old, tmp_path / "old.pth")
+    spec = InputSpec("image", channels=3)
+    encoder = ResNet18(ResNet18.Config(weights=str(tmp_path / "old.pth")), spec).eval()
+    reference.fc = nn.Identity()
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(encoder(x), reference.eval()(x))
+    assert all(int(value) == 0 for key, value in encoder.state_dict().items() if "num_batches" in key)
+    saved({key: value for key, value in old.items() if "bn1." not in key}, tmp_path / "less.pth")
+    with pytest.raises(UserError, match=r"missing: .*bn1"):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "less.pth")), spec)
 
 
 def test_a_server_that_refuses_is_named_with_what_it_says(server: Server) -> None:

@@ -46,7 +46,7 @@ def test_train_and_val_with_a_folder_a_class(tmp_path: Path) -> None:
     data = ImageFolder(folder(tmp_path, "val/dog/1.jpg", "val/cat/2.jpg", "notes/readme/x.jpg"))
     assert data.splits() == ("train", "val")
     assert data.classes == ("cat", "dog")
-    assert data.notes == ()
+    assert data.notes == (f"{tmp_path} holds pictures in notes too, which are of no split and not used",)
     assert listed(data, "train") == [
         ("train/cat/deep/x.jpg", 0),
         ("train/cat/z.webp", 0),
@@ -108,6 +108,20 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert listed(data, "val") == [("bus/2.jpg", 0), ("train/2.jpg", 1)]
 
 
+def test_a_class_called_train_that_has_folders_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Its folders would be the classes, and the other classes not there."""
+    names = ("bus", "car", "train")
+    folder(tmp_path / "data", *(f"{name}/y2019/{n}.jpg" for name in names for n in range(3)))
+    message = refused(tmp_path / "data")
+    assert f"{tmp_path / 'data' / 'train'} holds folders" in message
+    assert "other folders of pictures: bus, car." in message
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data").rename(tmp_path / "moved" / "train")  # the way out
+    assert ImageFolder(tmp_path / "moved").classes == names
+    folder(tmp_path / "zip", "train/a/1.jpg", "train/a/2.jpg", "__MACOSX/train/a/._1.jpg")
+    assert len(ImageFolder(tmp_path / "zip").samples("all")) == 2
+
+
 def test_files_that_are_no_pictures_are_passed_over_and_counted(tmp_path: Path) -> None:
     folder(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "val/a/1.jpg")
     for name in ("train/a/labels.txt", "train/a/Thumbs.db", "train/a/.hidden.jpg", "train/.cache/x.jpg"):
@@ -146,6 +160,21 @@ def test_links_to_folders_inside_a_class_are_followed_as_torchvision_does(tmp_pa
     assert listed(data, "train") == sorted(theirs)
     assert len(theirs) == 5
     assert data.notes == ()
+
+
+@pytest.mark.parametrize("to", ["train", ".", ".."])
+def test_links_to_what_a_class_lies_in_bring_no_pictures_of_others(tmp_path: Path, to: str) -> None:
+    names = [f"train/{name}/{n}.jpg" for name in "ab" for n in range(3)]
+    root = folder(tmp_path / "data", *names, "val/a/1.jpg", "val/b/1.jpg")
+    (root / "train" / "a" / "loop").symlink_to(root / to)
+    folder(tmp_path / "elsewhere", "c/1.jpg", "c/2.jpg")
+    (tmp_path / "elsewhere" / "c" / "loop").symlink_to(
+        root / to
+    )  # this one lies in data/train by a link alone
+    for split in ("train", "val"):
+        (root / split / "c").symlink_to(tmp_path / "elsewhere" / "c")
+    more = [("train/c/1.jpg", 2), ("train/c/2.jpg", 2)]
+    assert listed(ImageFolder(root), "train") == [(name, "ab".index(name[6])) for name in names] + more
 
 
 @pytest.mark.parametrize("above", ["train/", ""])

@@ -112,7 +112,8 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     listed.write_text("train0-1.png\n\nc01/train1-3.png\ntrain/c01/train1-0.png\n")
     words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
     assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-    report = json.loads((run.path / "eval" / "finetune-list-mine-val-epochs=1-batch-size=3.json").read_text())
+    file = f"finetune-list-mine~{_digest(listed)[:8]}-val-epochs=1-batch-size=3.json"
+    report = json.loads((run.path / "eval" / file).read_text())
     assert (report["labelled"], report["classes_without_labels"]) == (3, 1)
     assert "1 classes have no label" in " ".join(capsys.readouterr().out.split())
     listed.write_text("train0-1.png\nn01440764_1.JPEG\n")
@@ -121,12 +122,26 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "n01440764_1.JPEG" in told
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_lists_of_one_name_have_results_of_their_own(tmp_path: Path) -> None:
+    first, second = (tmp_path / folder / ("labels" * 40 + ".txt") for folder in "ab")
+    for path, text in ((first, "x.png"), (second, "y.png")):
+        path.parent.mkdir()
+        path.write_text(text)
+    names = [subsets.list_name(path) for path in (first, second)]
+    assert names == [f"{'labels' * 4}~{_digest(path)[:8]}" for path in (first, second)]
+    assert names[0] != names[1]
+
+
 def test_a_published_list_given_as_a_file_has_its_own_rates(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "simclr-few.txt"
     listed.write_bytes(b"train0-1.png\ntrain1-3.png\ntrain2-0.png\n")
-    digest = hashlib.sha256(listed.read_bytes()).hexdigest()
+    digest = _digest(listed)
     first, second = subsets.LISTS.files
     known = replace(subsets.LISTS, files=(replace(first, sha256=digest), second))
     words = ("--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu")
@@ -134,7 +149,7 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
     for lists in (subsets.LISTS, known):
         monkeypatch.setattr(subsets, "LISTS", lists)
         assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, *words) == 0
-        file = run.path / "eval" / "finetune-list-simclr-few-val-epochs=1-batch-size=3.json"
+        file = run.path / "eval" / f"finetune-list-simclr-few~{digest[:8]}-val-epochs=1-batch-size=3.json"
         found.append(json.loads(file.read_text()))
     rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
     assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
@@ -158,6 +173,27 @@ def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None
         subsets.rows_of(samples, tmp_path / "list")
     (tmp_path / "list").write_text("b/1.png\na/2.png")
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
+    (tmp_path / "list").write_text("b/1.png\na/2.png", encoding="utf-8-sig")  # as Windows' editors write it
+    assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
+
+
+def test_lists_of_pictures_in_folders_inside_their_classes(tmp_path: Path) -> None:
+    paths = ["x/s0/0.png", "x/s1/1.png", "x/1.png", "y/s0/0.png", "y/s1/2.png", "y/s2/2.png"]
+    samples = [
+        Sample(id=f"train/{path}", image=Path("/d/train") / path, label="xy".index(path[0])) for path in paths
+    ]
+
+    def rows(*names: str) -> list[int]:
+        (tmp_path / "list").write_text("\n".join(names))
+        return subsets.rows_of(samples, tmp_path / "list", classes=("x", "y")).tolist()
+
+    assert rows(*paths) == rows(*(sample.id for sample in samples)) == list(range(6))
+    assert rows("x/0.png", "y/0.png", "s1/2.png") == [0, 3, 4]
+    assert rows("x/1.png") == [2]  # its path, though one further down is called so for short
+    with pytest.raises(UserError, match=r"names y/2\.png, and several .* such as train/y/s1/2\.png"):
+        rows("y/2.png")
+    with pytest.raises(UserError, match=r"are not among .* named by its path, such as train/x/s0/0\.png"):
+        rows("y/3.png")
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "x%", "-1%", "nan%", "10", "no/such.txt"])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eval_stubs import StubData, StubRun, recipe
 from picture_runs import mmvicreg, picture_run, write_pictures
 from voc_layout import write_voc
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import classification, finetune, linear_image
+from mmvicreg.eval import classification, finetune, knn, linear_image
 from mmvicreg.eval import features as keeping
+from mmvicreg.eval.retrieval_report import file_name
 from mmvicreg.runs import Run
+from mmvicreg.samples import Sample
 
 SHORT = ("--epochs", 1, "--batch-size", 8, "--workers", 0)
 
@@ -63,6 +67,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     more = (voc,) if words[0] == "svm" else ()
     assert mmvicreg(monkeypatch, "eval", words[0], folder, *words[1:], *more, "--device", "cpu") == 2
     assert f"cannot write {folder / 'eval'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("knn",), ("curve",), ("linear", "--quick"), ("linear",), ("finetune",)])
+def test_one_class_alone_is_refused_before_the_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: Any
+) -> None:
+    root = write_pictures(tmp_path / "data", classes=1, train=3, val=2)
+    monkeypatch.setattr(keeping, "encode", _must_not)
+    monkeypatch.setattr(linear_image, "train_run", _must_not)
+    monkeypatch.setattr(finetune, "train_run", _must_not)
+    assert mmvicreg(monkeypatch, "eval", words[0], run.path, *words[1:], "--data-root", root) == 2
+    message = f"all 3 samples of the training split 'train' of image-folder at {root} are of one class, 'c00'"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("knn", "--k", 3), ("linear", "--quick")])
@@ -120,3 +137,35 @@ def test_what_is_not_the_protocols_default_is_in_the_name(
     more = ("--data-root", voc) if words[0] == "svm" else ()
     assert mmvicreg(monkeypatch, "eval", words[0], run.path, *words[1:], *more, "--device", "cpu") == 2
     assert asked == [run.path / "eval" / f"{file}.json"]
+
+
+def test_pictures_in_another_folder_do_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
+    """Other pictures under the same names: what the run's own folder gave must stay."""
+    root = write_pictures(tmp_path / "A", train=3, val=2)
+    run = picture_run(tmp_path / "run", root)
+    for name in ("B", "C"):
+        write_pictures(tmp_path / name, train=3, val=2, seed=ord(name))
+    (tmp_path / "link").symlink_to(root)
+    options: dict[str, Any] = {"k": (3,), "device": "cpu", "baseline": False}
+    for name in ("A", "B", "C", "link"):
+        knn.run(run, data_root=tmp_path / name, **options)
+    found = sorted(path.name.split("~")[0] for path in (run.path / "eval").iterdir())
+    name = "knn-val-k=3-no-baseline"
+    assert found == [f"{name}-data-root=B", f"{name}-data-root=C", f"{name}.json"]
+
+
+def test_results_of_other_data_under_the_name_of_the_runs_have_their_folder_in_theirs(tmp_path: Path) -> None:
+    samples = [Sample(id=str(i)) for i in range(9)]
+    report = {"protocol": "all", "space": "embedding", "similarity": "cosine"}
+
+    def name_of(run: Run, data: StubData) -> str:
+        return file_name(run, data, {**report, "dataset": data.name}, "test", search="exact").split("~")[0]
+
+    own = StubData({"train": samples, "test": []}, root=tmp_path / "here")
+    keys = {"dataset__root": str(own.root), "evaluation__space": "embedding"}
+    run = StubRun(tmp_path, recipe("image-text", "shapes", **keys, evaluation__similarity="cosine"), own)
+    moved, other = replace(own, root=tmp_path / "there"), replace(own, parts={"train": samples[1:]})
+    assert name_of(run, own) == name_of(run, moved) == name_of(run, other) == "retrieval-test.json"
+    assert name_of(run, replace(other, root=tmp_path / "there")) == "retrieval-test-data-root=there"
+    mine = replace(own, name="manifest")
+    assert name_of(run, mine) == "retrieval-manifest-test-data-root=here"

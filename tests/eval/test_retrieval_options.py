@@ -99,7 +99,8 @@ def test_no_variant_takes_anothers_file(
 ) -> None:
     run = StubRun(tmp_path / "run", recipe("image-text", "shapes"))
     own = {"dataset": "shapes", "protocol": "all", "space": "embedding", "similarity": "cosine"}
-    assert file_name(run, {**own, **changes}, "test", search=search) == name
+    data = StubData({}, name=changes.get("dataset", "shapes"))
+    assert file_name(run, data, {**own, **changes}, "test", search=search) == name
 
 
 def test_the_export_is_the_ranking_by_cocos_ids(scene: Any, tmp_path: Path) -> None:
