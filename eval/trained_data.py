@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmvicreg.datasets import OWN_DATA, dataset_root, in_folds, training_samples
+from mmvicreg.datasets import dataset_root, in_folds, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, fingerprint
@@ -52,14 +52,11 @@ def changed_since_training(run: Run, data: DataSet) -> str | None:
 def elsewhere(run: Run, data: DataSet) -> dict[str, object]:
     """``data-root`` -> a folder, for a result's name, where the data are others under the name of the run's.
 
-    One's own data are others in every other folder: the same names may be of other pictures. A published data set is
-    one wherever it lies, unless its training samples are not those of the run.
+    That is another place than the run's with other training samples; data that were moved are the same.
     """
     settings = run.recipe.trained_as(data.name)
     usual = Path(settings.root) if settings is not None and settings.root is not None else None
     here = Path(data.root).expanduser().resolve()
-    if data.name in OWN_DATA:
-        return {} if usual is not None and here == usual.expanduser().resolve() else {"data-root": here}
     if here == dataset_root(data.name, usual).resolve():
         return {}
     try:

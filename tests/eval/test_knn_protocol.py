@@ -168,8 +168,7 @@ def test_pictures_of_an_image_text_run_and_another_data_set(
     other = captioned_run(tmp_path / "run", tiny_shapes)
     where = ("--dataset", "image-folder", "--data-root", pictures, "--k", "3", "--no-baseline")
     assert mmvicreg(monkeypatch, "eval", "knn", other.path, "--branch", "image", *where) == 0
-    (file,) = (other.path / "eval").glob("knn-image-folder-val-k=3-no-baseline-data-root=data~????????.json")
-    report = json.loads(file.read_text())
+    report = json.loads((other.path / "eval" / "knn-image-folder-val-k=3-no-baseline.json").read_text())
     assert (report["branch"], report["dataset"], report["test"]) == ("image", "image-folder", 24)
 
 

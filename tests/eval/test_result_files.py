@@ -140,14 +140,15 @@ def test_what_is_not_the_protocols_default_is_in_the_name(
 
 
 def test_pictures_in_another_folder_do_not_take_the_place_of_the_runs_own(tmp_path: Path) -> None:
-    """Other pictures under the same names: what the run's own folder gave must stay."""
+    """What the run's own folder gave must stay; a copy of it is the same data."""
     root = write_pictures(tmp_path / "A", train=3, val=2)
     run = picture_run(tmp_path / "run", root)
     for name in ("B", "C"):
-        write_pictures(tmp_path / name, train=3, val=2, seed=ord(name))
+        write_pictures(tmp_path / name, train=4, val=2)
     (tmp_path / "link").symlink_to(root)
+    shutil.copytree(root, tmp_path / "copy")
     options: dict[str, Any] = {"k": (3,), "device": "cpu", "baseline": False}
-    for name in ("A", "B", "C", "link"):
+    for name in ("A", "B", "C", "link", "copy"):
         knn.run(run, data_root=tmp_path / name, **options)
     found = sorted(path.name.split("~")[0] for path in (run.path / "eval").iterdir())
     name = "knn-val-k=3-no-baseline"
@@ -168,4 +169,4 @@ def test_results_of_other_data_under_the_name_of_the_runs_have_their_folder_in_t
     assert name_of(run, own) == name_of(run, moved) == name_of(run, other) == "retrieval-test.json"
     assert name_of(run, replace(other, root=tmp_path / "there")) == "retrieval-test-data-root=there"
     mine = replace(own, name="manifest")
-    assert name_of(run, mine) == "retrieval-manifest-test-data-root=here"
+    assert name_of(run, mine) == "retrieval-manifest-test.json"

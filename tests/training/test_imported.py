@@ -61,8 +61,7 @@ def test_a_file_of_weights_is_judged_and_exported_like_a_run(
         assert mmvicreg(monkeypatch, "eval", *protocol, "run", "--data-root", root, "--device", "cpu") == 0
         printed = " ".join(capsys.readouterr().out.split())
         assert f"with the weights {init.source} as they are" in printed
-    (file,) = (run.path / "eval").glob("linear-quick-val-data-root=data~????????.json")
-    report = json.loads(file.read_text())
+    report = json.loads((run.path / "eval" / "linear-quick-val.json").read_text())
     assert (report["method"], report["weights"]) == ("none", {"image": init.source})
     assert (report["epoch"], report["test"]) == (0, 12)
     words = ("export", "run", "--branch", "image", "--format", "torchvision", "--out", "again.pth")
