@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
+from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Reader,
     check_inside,
@@ -207,8 +208,8 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
         fold, split = str(number), None
     if fold is not None and not (fold.isdecimal() and len(fold) < 10 and int(fold) >= 1):
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
-    if split is not None and ("+" in split or split == "all"):
-        raise UserError(f"{where}: a split cannot be called '{split}'; '+' and 'all' make unions")
+    if split is not None:
+        check_split(split, where)
     name = check_inside(text["filename"], path)
     return Row(name, text.get("label"), None if fold is None else int(fold), split, text.get("source"))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Files,
     MissingFilesError,
@@ -122,7 +123,7 @@ class _Entry:
             raise UserError(f"{source}: the picture '{self.name}' has no split")
         if not isinstance(sentences, list):
             raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
-        self.split = split
+        self.split = check_split(split, f"{source}: the picture '{self.name}'")
         for place, sentence in enumerate(sentences, start=1):
             owner = sentence.get("imgid") if isinstance(sentence, Mapping) else None
             if None not in (owner, self.number) and str(owner) != self.number:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Reader,
     check_captions,
@@ -218,8 +219,8 @@ def _row(cells: Mapping[str, object], number: int, where: str, folder: Path) -> 
         raise UserError(f"{where} has neither an image nor an audio")
     if row.image is not None and not row.captions:
         raise UserError(f"{where}: the image '{row.image}' has no caption, or an empty one")
-    if row.split is not None and ("+" in row.split or row.split == "all"):
-        raise UserError(f"{where}: a split cannot be called '{row.split}'; '+' and 'all' make unions")
+    if row.split is not None:
+        check_split(row.split, where)
     return row
 
 

@@ -220,6 +220,8 @@ def test_made_folds_are_even_over_classes() -> None:
         ([{"filename": "a.wav", "fold": 1}, {"filename": "b.wav"}], r"have a fold.*line 3"),
         ([{"filename": "a.wav", "fold": 1, "split": "x"}], "both split and fold"),
         ([{"filename": "a.wav", "split": "a+b"}], "cannot be called"),
+        ([{"filename": "a.wav", "split": "te/st"}], "cannot be called 'te/st'"),
+        ([{"filename": "a.wav", "split": ".."}], "cannot be called"),
         (
             [{"filename": f"{f}.wav", "fold": f, "source": "s"} for f in (1, 2)],
             r"1\.wav in fold1 and 2\.wav in fold2 are of one source, s;",

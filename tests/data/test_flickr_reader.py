@@ -82,6 +82,8 @@ def edit(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
         ),
         (lambda i: i[1]["sentences"].clear(), r"'p1\.jpg' has no caption"),
         (lambda i: i[1].pop("split"), r"'p1\.jpg' has no split"),
+        (lambda i: i[1].update(split="te/st"), r"'p1\.jpg': a split cannot be called 'te/st'"),
+        (lambda i: i[1].update(split="train+val"), r"'p1\.jpg': a split cannot be called 'train\+val'"),
         (lambda i: i[1].pop("sentences"), r"'p1\.jpg' has no list of sentences"),
         (lambda i: i[1].pop("filename"), "file name is missing"),
         (lambda i: i[1].update(filename="/etc/passwd"), "leads outside"),

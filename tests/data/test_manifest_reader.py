@@ -124,6 +124,9 @@ def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
         ([{"image": "a.jpg", "captoin": "x"}], "unknown column 'captoin'; did you mean 'caption'"),
         ([{"image": "", "caption": "x"}], "neither an image nor an audio|image is not text"),
         ([{"image": "a.jpg", "caption": "x", "split": "a+b"}], "cannot be called"),
+        ([{"image": "a.jpg", "caption": "x", "split": "../../evil"}], "cannot be called '../../evil'"),
+        ([{"image": "a.jpg", "caption": "x", "split": "te\\st"}], "cannot be called"),
+        ([{"image": "a.jpg", "caption": "x", "split": "te\u0007st"}], "cannot be called"),
         ([{"audio": "a.wav", "fold": "one"}], "the fold 'one' is not a whole number"),
         ([{"audio": "a.wav", "fold": 1, "split": "x"}], "both split and fold"),
         (
