@@ -70,7 +70,11 @@ class AudioFolder(Reader):
     )
 
     def _find(self) -> tuple[str, ...]:
-        tables = sorted(path for path in self.root.glob("*.csv") if not path.name.startswith("."))
+        tables = sorted(
+            path
+            for path in self.root.iterdir()
+            if path.suffix.lower() == ".csv" and not path.name.startswith(".") and not path.is_dir()
+        )
         if len(tables) > 1:
             raise UserError(
                 f"{self.root} holds {len(tables)} tables ({shorten([path.name for path in tables])}); leave the one "

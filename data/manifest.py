@@ -25,6 +25,7 @@ from mmvicreg.data.reader import (
     check_unicode,
     class_order,
     csv_rows,
+    list_folder,
     not_here,
     shorten,
     unlabelled,
@@ -36,7 +37,7 @@ from mmvicreg.samples import Sample
 
 KEYS = ("id", "split", "image", "caption", "captions", "audio", "label", "fold", "group")
 FILES = ("manifest.csv", "manifest.jsonl")
-"""What the manifest is called when its folder is given."""
+"""What the manifest is called, in any case, when its folder is given."""
 
 
 class Manifest(Reader):
@@ -67,9 +68,10 @@ class Manifest(Reader):
         """The manifest: the root itself, or the one of the usual name in it."""
         if self.root.is_file():
             return self.root
-        found = [self.root / name for name in FILES if (self.root / name).is_file()]
+        names = sorted(name for name in list_folder(self.root) if name.lower() in FILES)
+        found = [self.root / name for name in names if (self.root / name).is_file()]
         if len(found) > 1:
-            raise UserError(f"{self.root} holds {' and '.join(FILES)}; name one of them with --data-root")
+            raise UserError(f"{self.root} holds {' and '.join(names)}; name one of them with --data-root")
         if not found:
             raise not_here(self.root, self.card, f"it should hold {' or '.join(FILES)}")
         return found[0]

@@ -91,6 +91,18 @@ def test_splits_called_folds_are_folds_and_others_are_not(tmp_path: Path) -> Non
         training_samples(named, split="train", fold=1)
 
 
+def test_a_table_in_capitals_is_read(tmp_path: Path) -> None:
+    """Beside class folders: without it the labels would be theirs, and the folds made."""
+    rows = [{"filename": f"dog/{fold}.wav", "label": "rain", "fold": fold} for fold in (1, 2)]
+    root = table(tmp_path, *rows)
+    (root / "clips.csv").rename(root / "CLIPS.CSV")
+    data = AudioFolder(root)
+    assert (data.classes, data.splits()) == (("rain",), ("fold1", "fold2"))
+    layouts.write_csv(root / "other.csv", rows)
+    with pytest.raises(UserError, match=r"2 tables \(CLIPS\.CSV, other\.csv\)"):
+        AudioFolder(root)
+
+
 def test_recordings_that_the_table_does_not_list_are_told(tmp_path: Path) -> None:
     root = table(tmp_path, *({"filename": f"a/{n}.wav", "label": "x", "label_id": 1} for n in range(3)))
     for name in ("a/more.flac", "other.wav"):

@@ -34,7 +34,7 @@ def write(root: Path, rows: Rows, kind: str) -> Path:
             layouts.recording(root / str(row["audio"]), number)
     root.mkdir(exist_ok=True)
     path = root / f"manifest.{kind}"
-    if kind == "csv":
+    if kind.lower() == "csv":
         keys = list(dict.fromkeys(key for row in rows for key in row))
         return layouts.write_csv(path, [{key: row.get(key, "") for key in keys} for row in rows])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -268,6 +268,11 @@ def test_whole_characters_beyond_16_bit_are_taken(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image": "a.jpg", "caption": "\N{DOG FACE}"}], "jsonl")
     assert "\\ud83d\\udc36" in path.read_text()
     assert Manifest(path).samples("train")[0].captions == ("\N{DOG FACE}",)
+
+
+def test_a_manifest_in_capitals_is_found_in_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, PICTURES, "CSV")
+    assert Manifest(tmp_path).splits() == ("train", "val")
 
 
 def test_folders(tmp_path: Path) -> None:
