@@ -19,6 +19,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
 from mmvicreg.data.names import check_split
+from mmvicreg.data.pictures import files_below, subfolders
 from mmvicreg.data.reader import (
     Reader,
     check_inside,
@@ -43,6 +44,7 @@ MEANT = MappingProxyType(
     }
 )
 """Names of other tables, and the column they are here."""
+ENDINGS = tuple(sorted(SUFFIXES))
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 """Folders of these names alone hold splits, not classes."""
 
@@ -180,7 +182,9 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
         f"Paths are relative to {path.parent}.",
     )
     notes = [f"columns of {path} that are not used: {', '.join(unused)}"] if unused else []
-    beside = {file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent))}
+    beside = {
+        file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent, links=False))
+    }
     others = sorted(beside - rows.keys())
     if others:
         notes.append(f"{path} does not list {len(others)} recordings that lie beside it: {shorten(others)}")
@@ -234,7 +238,7 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     for split in splits:
         _check_loose(split or root)
         for folder in _subfolders(split or root):
-            files = _files(folder)
+            files = _files(folder, links=True)
             found = _recordings(files)
             if not found:
                 raise UserError(
@@ -255,22 +259,18 @@ def _recordings(files: Iterable[Path]) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder, however deep, in order."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    ]
+def _files(folder: Path, *, links: bool) -> list[Path]:
+    """The files of a folder, however deep, in order; ``links``: of folders that are linked into it too."""
+    return sorted(folder / name for name in files_below(folder, ENDINGS, links=links))
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [folder / name for name in subfolders(folder, ENDINGS)]
 
 
 def _check_loose(folder: Path) -> None:
     """Refuse recordings that lie where class folders should be."""
-    files = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    files = (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     loose = [path.name for path in files if path.suffix.lower() in SUFFIXES]
     if loose:
         raise UserError(

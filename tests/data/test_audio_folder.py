@@ -17,6 +17,7 @@ from mmvicreg.data.folds import make_folds, published_source, sources_by_name
 from mmvicreg.data.verify import verify
 from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.decode import read_recording
 from mmvicreg.samples import Sample
 
 
@@ -140,6 +141,29 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     assert sorted(size[0] for size in sizes) == [2, 2, 2, 2, 3]
     assert any("1 files in" in note for note in data.notes)
     assert any("5 were made of its 21 recordings" in note and "21 sources" in note for note in data.notes)
+
+
+def test_links_inside_a_class_are_followed_and_broken_ones_are_not_lost(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data", "dog/1.wav", "rain/1.wav")
+    folders(tmp_path, "more/2.wav", "more/deep/3.wav")
+    (root / "dog" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "round").symlink_to(root / "dog")  # would never end
+    (root / "rain" / "gone.wav").symlink_to(tmp_path / "unmounted" / "gone.wav")
+    samples = {sample.id: sample for sample in AudioFolder(root).samples("all")}
+    assert {*samples} == {
+        "dog/1.wav", "dog/more/2.wav", "dog/more/deep/3.wav", "rain/1.wav", "rain/gone.wav"
+    }  # fmt: skip
+    gone = samples["rain/gone.wav"].audio
+    assert gone is not None
+    with pytest.raises(UserError, match=r"gone\.wav"):
+        read_recording(gone, sample_rate=8000)
+    (root / "cat").symlink_to(tmp_path / "unmounted" / "cat")
+    with pytest.raises(UserError, match=r"links to what is not there: cat; mend or remove"):
+        AudioFolder(root)
+    (root / "cat").unlink()
+    (root / "loose.wav").symlink_to(tmp_path / "unmounted" / "loose.wav")
+    with pytest.raises(UserError, match=r"in no class folder \(loose\.wav\)"):
+        AudioFolder(root)
 
 
 def test_folders_of_splits_hold_the_classes(tmp_path: Path) -> None:
