@@ -72,7 +72,7 @@ class Trainer:
         self.recipe, self.run, self.world = run.recipe, run, world
         recipe = run.recipe
         content = run.content if resume else None
-        self.data = SourceData(part_recipes(recipe), world)
+        self.data = SourceData(part_recipes(recipe), world, new=not resume)
         self.samples = self.data.samples[FIRST]
         inputs = self._prepare_inputs(content)
         self.data.load(inputs, workers=workers)
