@@ -160,6 +160,14 @@ class Coco(Reader):
             self._captions(split), self.root / f"{split}{self.layout}", self.card, root=self.root
         )
 
+    def _absent(self, split: str) -> str:
+        if self._karpathy is not None or (self.name, split) != (Coco.name, "restval"):
+            return ""
+        return (
+            " restval is of Karpathy's split of 2014 (dataset_coco.json, which mmvicreg data download coco gets), and "
+            f"this is COCO's own of {self.layout}: train without it by --set dataset.train_split=train"
+        )
+
     def _check_marker(self) -> None:
         if self.marker is not None and not (self.root / self.marker).is_file():
             raise not_here(self.root, self.card, f"it should hold {self.marker}")

@@ -138,6 +138,14 @@ def test_unknown_split_names_the_nearest(tmp_path: Path) -> None:
         Coco(layouts.coco(tmp_path)).samples("vall")
 
 
+@pytest.mark.parametrize("year", [2014, 2017])
+def test_restval_is_said_to_be_karpathys(tmp_path: Path, year: int) -> None:
+    """The recipe asks for it."""
+    data = Coco(layouts.coco(tmp_path, year=year))
+    with pytest.raises(UserError, match=rf"'restval'.*own of {year}.*--set dataset\.train_split=train$"):
+        data.samples("train+restval")
+
+
 def test_a_split_twice_in_a_union_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="twice"):
         Coco(layouts.coco(tmp_path)).samples("val+val")
