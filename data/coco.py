@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -17,13 +16,13 @@ from mmvicreg.data.card import Card, RemoteFile
 from mmvicreg.data.karpathy import KarpathyFile
 from mmvicreg.data.reader import (
     Reader,
-    broken_json,
     check_captions,
     check_inside,
     check_present,
     duplicates,
     list_folder,
     not_here,
+    read_json,
     shorten,
 )
 from mmvicreg.errors import UserError
@@ -227,7 +226,7 @@ class Coco(Reader):
 
 
 def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list[Sample]:
-    """One of COCO's ``captions_*.json`` as samples, read by pycocotools; ids are COCO's image ids.
+    """One of COCO's ``captions_*.json`` as samples, put in order by pycocotools; ids are COCO's image ids.
 
     Args:
         path: the annotation file.
@@ -241,14 +240,14 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
     """
     from pycocotools.coco import COCO
 
+    coco: Any = COCO()
+    coco.dataset = read_json(path, card, root)
+    if not isinstance(coco.dataset, dict):
+        raise _not_captions(path, card, root)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            coco: Any = COCO(str(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise broken_json(path, error, card, root) from error
-    except (AssertionError, KeyError, TypeError, AttributeError) as error:
+            coco.createIndex()
+    except (KeyError, TypeError, AttributeError) as error:
         raise _not_captions(path, card, root) from error
     images, annotations = coco.dataset.get("images"), coco.dataset.get("annotations")
     if not images or not annotations or any("caption" not in annotation for annotation in annotations):

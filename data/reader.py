@@ -146,7 +146,7 @@ def looks_like(root: Path, *, besides: str = "") -> str | None:
 
 
 def read_json(path: Path, card: Card, root: Path) -> object:
-    """Parse a JSON file.
+    """Parse a JSON file in UTF-8.
 
     Raises:
         UserError: unreadable, or not JSON; the message says where it breaks.
@@ -156,8 +156,8 @@ def read_json(path: Path, card: Card, root: Path) -> object:
             tree: object = json.load(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise broken_json(path, error, card, root) from error
+    except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
+        raise _broken_json(path, error, card, root) from error
     return tree
 
 
@@ -233,7 +233,7 @@ def unlabelled(labels: Sequence[str | None], place: Path) -> tuple[str, ...]:
     return (f"{place} has no column label: a run can be trained on it, and no probe",)
 
 
-def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
+def _broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
     """The error for a JSON file that does not parse: truncated, or something else."""
     size = path.stat().st_size
     at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1

@@ -239,7 +239,14 @@ def test_malformed_captions(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"images": [{"id"', "truncated"), ("", "empty"), ("[1, 2]", "not a file of COCO")]
+    ("text", "message"),
+    [
+        ('{"images": [{"id"', "truncated"),
+        ("", "empty"),
+        ("[1, 2]", "not a file of COCO"),
+        (f'{{"images": {"9" * 5000}}}', "not valid JSON: .*limit"),
+        ("[" * 100_000, "not valid JSON: .*recursion"),
+    ],
 )
 def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
     root = layouts.coco(tmp_path)
@@ -249,6 +256,11 @@ def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
         Coco(root).samples("train")
     assert str(path) in str(caught.value)
     assert len(Coco(root).samples("val")) == 3
+
+    layouts.karpathy(root / "karpathy", "coco", pictures="")
+    (root / "karpathy" / "dataset_coco.json").write_text(text)
+    with pytest.raises(UserError, match=message.replace("a file of COCO", "in Karpathy's form")):
+        Coco(root / "karpathy")
 
 
 def test_one_picture_under_two_ids_is_refused(tmp_path: Path) -> None:
