@@ -116,7 +116,7 @@ class _Entry:
             raise UserError(f"{source}: entry {position} of 'images' is not an object")
         self.name = check_inside(image.get("filename"), source)
         self.filepath = check_inside(image["filepath"], source) if image.get("filepath") else ""
-        self.id = str(image.get("cocoid", self.name))
+        self.id = self.name if image.get("cocoid") is None else str(image["cocoid"])
         self.number = None if image.get("imgid") is None else str(image["imgid"])
         split, sentences = image.get("split"), image.get("sentences")
         if not isinstance(split, str) or not split:

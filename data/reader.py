@@ -152,7 +152,7 @@ def read_json(path: Path, card: Card, root: Path) -> object:
         UserError: unreadable, or not JSON; the message says where it breaks.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             tree: object = json.load(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import shutil
@@ -236,6 +237,18 @@ def test_malformed_captions(
     root = edit(layouts.coco(tmp_path), change)
     with pytest.raises(UserError, match=message):
         Coco(root).samples("train")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    """Editors on Windows write one; the tables of one's own may have it too."""
+    layouts.coco(tmp_path / "own")
+    layouts.karpathy(tmp_path / "karpathy", "coco", pictures="")
+    for path in (
+        tmp_path / "own" / "annotations" / "captions_train2017.json",
+        tmp_path / "karpathy" / "dataset_coco.json",
+    ):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        assert Coco(tmp_path / path.relative_to(tmp_path).parts[0]).samples("train")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def test_a_sentence_may_name_its_own_picture_or_stand_under_one_without_a_number
     assert len(Flickr8k(tmp_path).samples("all")) == 6
 
 
+def test_a_cocoid_of_null_is_none(tmp_path: Path) -> None:
+    layouts.karpathy(tmp_path, "flickr8k")
+    edit(tmp_path, lambda images: [image.update(cocoid=None) for image in images])
+    assert [sample.id for sample in Flickr8k(tmp_path).samples("train")] == ["p1.jpg", "p4.jpg"]
+
+
 def test_truncated_file(tmp_path: Path) -> None:
     path = layouts.karpathy(tmp_path, "flickr8k") / "dataset_flickr8k.json"
     path.write_text(path.read_text()[:-40])
