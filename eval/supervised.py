@@ -196,7 +196,13 @@ def _plan(
             f"the run {run.path} held out no fold, so there is no protocol for a supervised baseline to share; "
             "train a run per fold (--fold all)"
         )
-    return supervised_recipe(run.recipe, len(data.classes)), samples, tasks[0], labels_of(samples, data)
+    labels = labels_of(samples, data)
+    if len(set(labels[tasks[0].train])) < 2:
+        raise UserError(
+            f"a supervised baseline needs training samples of at least two classes, and those of {data.name} at "
+            f"{data.root} are all of one; give others their label"
+        )
+    return supervised_recipe(run.recipe, len(data.classes)), samples, tasks[0], labels
 
 
 def _done(run: Run, data: DataSet, split: str | None) -> Report | None:

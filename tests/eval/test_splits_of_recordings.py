@@ -68,6 +68,14 @@ def test_another_split_has_files_of_its_own_and_its_own_baseline(tmp_path: Path,
     assert (status, "no split 'tets'; did you mean 'test'?" in said) == (2, True)
 
 
+def test_one_class_alone_is_refused_before_training(tmp_path: Path, judge: Judge) -> None:
+    run = run_on(tmp_path, "train", "test", classes=("dog",))
+    for protocol in ("supervised", "linear"):
+        status, said = judge(protocol, run.path)
+        assert (status, "of at least two classes" in said) == (2, True), said
+    assert not (run.path / "eval").exists()
+
+
 def test_validation_is_judged_on_where_there_is_no_test(tmp_path: Path, judge: Judge) -> None:
     run = run_on(tmp_path, "train", "validation")
     status, said = judge("linear", run.path)
