@@ -95,7 +95,7 @@ class AudioFolder(Reader):
             parsed.setdefault(row.place, []).append(
                 Sample(
                     id=row.name,
-                    audio=self.root / row.name,
+                    audio=self.root / (row.file or row.name),
                     label=None if row.label is None else index[row.label],
                     fold=row.fold,
                     group=row.source,
@@ -136,13 +136,14 @@ class AudioFolder(Reader):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recording; ``name`` is its path in the folder."""
+    """One recording; ``name`` is its path in the folder, ``file`` the same as the disk spells it."""
 
     name: str
     label: str | None = None
     fold: int | None = None
     split: str | None = None
     source: str | None = None
+    file: str | None = None
 
     @property
     def place(self) -> str:
@@ -175,7 +176,7 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     found = [row for row, _ in rows.values()]
     if found[0].fold is not None and found[0].split is not None:
         raise UserError(f"{path} gives both split and fold; give one of them")
-    check_present(
+    present = check_present(
         [Sample(id=row.name, audio=path.parent / row.name) for row in found],
         "recordings",
         path,
@@ -185,7 +186,9 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     beside = {
         file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent, links=False))
     }
-    others = sorted(beside - rows.keys())
+    spelt = [sample.audio.relative_to(path.parent).as_posix() for sample in present if sample.audio]
+    found = [replace(row, file=file) for row, file in zip(found, spelt, strict=True)]
+    others = sorted(beside - {*spelt})
     if others:
         notes.append(f"{path} does not list {len(others)} recordings that lie beside it: {shorten(others)}")
     return found, tuple(notes)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.files import list_folder
 from mmvicreg.data.karpathy import KarpathyFile
 from mmvicreg.data.reader import (
     Reader,
@@ -20,7 +21,6 @@ from mmvicreg.data.reader import (
     check_inside,
     check_present,
     duplicates,
-    list_folder,
     not_here,
     read_json,
     shorten,
@@ -275,8 +275,7 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         )
         for image, file in zip(images, files, strict=True)
     ]
-    check_present(samples, "pictures", path, card.way_out(root))
-    return samples
+    return check_present(samples, "pictures", path, card.way_out(root))
 
 
 def _not_captions(path: Path, card: Card, root: Path) -> UserError:

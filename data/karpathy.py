@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import Files
 from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
-    Files,
     MissingFilesError,
     check_captions,
     check_inside,
@@ -90,6 +90,7 @@ class KarpathyFile:
         for entry in entries:
             places = [place for folder in self._folders for place in entry.places(self._root / folder)]
             image = next((place for place in places if place in files), None)
+            image = image or next((there for place in places if (there := files.find(place))), None)
             if image is None:
                 missing.append(entry.name)
                 continue

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import list_folder
 from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Reader,
@@ -25,7 +26,6 @@ from mmvicreg.data.reader import (
     check_unicode,
     class_order,
     csv_rows,
-    list_folder,
     not_here,
     shorten,
     unlabelled,
@@ -105,8 +105,12 @@ class Manifest(Reader):
     def _check_files(self, path: Path) -> None:
         every = [sample for samples in self._parsed.values() for sample in samples]
         hint = f"Paths are relative to {path.parent}."
-        check_present(every, "pictures", path, hint)
-        check_present(every, "recordings", path, hint)
+        every = check_present(every, "pictures", path, hint)
+        every = check_present(every, "recordings", path, hint)
+        found = iter(every)
+        self._parsed.update(
+            {split: [next(found) for _ in samples] for split, samples in self._parsed.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
