@@ -221,7 +221,7 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
     if split is not None:
         check_split(split, where)
-    name = check_inside(text["filename"], path)
+    name = check_inside(text["filename"], path, path.parent)
     return Row(name, text.get("label"), None if fold is None else int(fold), split, text.get("source"))
 
 

@@ -328,12 +328,26 @@ def check_unicode(text: str, what: str) -> None:
         ) from error
 
 
-def check_inside(name: object, source: Path) -> str:
-    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder."""
+def check_inside(name: object, source: Path, folder: Path | None = None) -> str:
+    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder.
+
+    Args:
+        name: the name as it is listed.
+        source: the list.
+        folder: the data set's, where an absolute name of a file in it is taken too.
+
+    Raises:
+        UserError: it is not text, leads outside, or is absolute.
+    """
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: a file name is missing or not text: {name!r}")
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if folder is not None and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
+    if path.is_absolute():
+        where = "the data set's folder" if folder is None else folder
+        raise UserError(f"{source}: the file name '{name}' is an absolute path; give it relative to {where}")
+    if ".." in path.parts:
         raise UserError(f"{source}: the file name '{name}' leads outside the data set's folder")
     return str(path)
 

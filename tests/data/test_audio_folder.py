@@ -104,6 +104,28 @@ def test_a_table_in_capitals_is_read(tmp_path: Path) -> None:
         AudioFolder(root)
 
 
+def test_absolute_names_inside_the_folder_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that a program wrote often have them."""
+    root = folders(tmp_path / "data", "x/1.wav", "x/2.wav")
+    names = [str(root / "x" / "1.wav"), "x/2.wav"]
+    layouts.write_csv(root / "clips.csv", [{"filename": name, "split": f"s{name[-5]}"} for name in names])
+    monkeypatch.chdir(tmp_path)
+    for place in (root, Path("data")):
+        data = AudioFolder(place)
+        assert [sample.id for sample in data.samples("all")] == ["x/1.wav", "x/2.wav"]
+        assert data.samples("s1")[0].audio == place / "x" / "1.wav"
+    layouts.write_csv(
+        root / "clips.csv", [{"filename": str(root / "x" / ".." / ".." / "1.wav"), "split": "s"}]
+    )
+    with pytest.raises(UserError, match="leads outside"):
+        AudioFolder(root)
+    layouts.write_csv(root / "clips.csv", [{"filename": "/elsewhere/1.wav", "split": "s"}])
+    with pytest.raises(
+        UserError, match=rf"'/elsewhere/1\.wav' is an absolute path; give it relative to {root}"
+    ):
+        AudioFolder(root)
+
+
 def test_recordings_that_the_table_does_not_list_are_told(tmp_path: Path) -> None:
     root = table(tmp_path, *({"filename": f"a/{n}.wav", "label": "x", "label_id": 1} for n in range(3)))
     for name in ("a/more.flac", "other.wav"):

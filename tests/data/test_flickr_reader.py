@@ -86,7 +86,10 @@ def edit(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
         (lambda i: i[1].update(split="train+val"), r"'p1\.jpg': a split cannot be called 'train\+val'"),
         (lambda i: i[1].pop("sentences"), r"'p1\.jpg' has no list of sentences"),
         (lambda i: i[1].pop("filename"), "file name is missing"),
-        (lambda i: i[1].update(filename="/etc/passwd"), "leads outside"),
+        (
+            lambda i: i[1].update(filename="/etc/passwd"),
+            "is an absolute path; give it relative to the data set",
+        ),
         (lambda i: i.append(i[1]), r"lists pictures twice: p1\.jpg"),
         (lambda i: i[2].update(imgid=i[1]["imgid"]), "gives the same imgid twice: 1"),
         (
