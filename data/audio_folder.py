@@ -18,6 +18,8 @@ from typing import ClassVar
 
 from mmvicreg.data.card import Card
 from mmvicreg.data.folds import FOLDS, make_folds, published_source, sources_by_name
+from mmvicreg.data.names import check_split
+from mmvicreg.data.pictures import files_below, subfolders
 from mmvicreg.data.reader import (
     Reader,
     check_inside,
@@ -42,6 +44,7 @@ MEANT = MappingProxyType(
     }
 )
 """Names of other tables, and the column they are here."""
+ENDINGS = tuple(sorted(SUFFIXES))
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 """Folders of these names alone hold splits, not classes."""
 
@@ -69,7 +72,11 @@ class AudioFolder(Reader):
     )
 
     def _find(self) -> tuple[str, ...]:
-        tables = sorted(path for path in self.root.glob("*.csv") if not path.name.startswith("."))
+        tables = sorted(
+            path
+            for path in self.root.iterdir()
+            if path.suffix.lower() == ".csv" and not path.name.startswith(".") and not path.is_dir()
+        )
         if len(tables) > 1:
             raise UserError(
                 f"{self.root} holds {len(tables)} tables ({shorten([path.name for path in tables])}); leave the one "
@@ -88,7 +95,7 @@ class AudioFolder(Reader):
             parsed.setdefault(row.place, []).append(
                 Sample(
                     id=row.name,
-                    audio=self.root / row.name,
+                    audio=self.root / (row.file or row.name),
                     label=None if row.label is None else index[row.label],
                     fold=row.fold,
                     group=row.source,
@@ -129,13 +136,14 @@ class AudioFolder(Reader):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recording; ``name`` is its path in the folder."""
+    """One recording; ``name`` is its path in the folder, ``file`` the same as the disk spells it."""
 
     name: str
     label: str | None = None
     fold: int | None = None
     split: str | None = None
     source: str | None = None
+    file: str | None = None
 
     @property
     def place(self) -> str:
@@ -168,15 +176,19 @@ def read_table(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     found = [row for row, _ in rows.values()]
     if found[0].fold is not None and found[0].split is not None:
         raise UserError(f"{path} gives both split and fold; give one of them")
-    check_present(
+    present = check_present(
         [Sample(id=row.name, audio=path.parent / row.name) for row in found],
         "recordings",
         path,
         f"Paths are relative to {path.parent}.",
     )
     notes = [f"columns of {path} that are not used: {', '.join(unused)}"] if unused else []
-    beside = {file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent))}
-    others = sorted(beside - rows.keys())
+    beside = {
+        file.relative_to(path.parent).as_posix() for file in _recordings(_files(path.parent, links=False))
+    }
+    spelt = [sample.audio.relative_to(path.parent).as_posix() for sample in present if sample.audio]
+    found = [replace(row, file=file) for row, file in zip(found, spelt, strict=True)]
+    others = sorted(beside - {*spelt})
     if others:
         notes.append(f"{path} does not list {len(others)} recordings that lie beside it: {shorten(others)}")
     return found, tuple(notes)
@@ -207,9 +219,9 @@ def _row(cells: Mapping[str, object], path: Path, where: str) -> Row:
         fold, split = str(number), None
     if fold is not None and not (fold.isdecimal() and len(fold) < 10 and int(fold) >= 1):
         raise UserError(f"{where}: the fold '{fold}' is not a whole number of 1 or more")
-    if split is not None and ("+" in split or split == "all"):
-        raise UserError(f"{where}: a split cannot be called '{split}'; '+' and 'all' make unions")
-    name = check_inside(text["filename"], path)
+    if split is not None:
+        check_split(split, where)
+    name = check_inside(text["filename"], path, path.parent)
     return Row(name, text.get("label"), None if fold is None else int(fold), split, text.get("source"))
 
 
@@ -229,7 +241,7 @@ def read_folders(root: Path, card: Card) -> tuple[list[Row], tuple[str, ...]]:
     for split in splits:
         _check_loose(split or root)
         for folder in _subfolders(split or root):
-            files = _files(folder)
+            files = _files(folder, links=True)
             found = _recordings(files)
             if not found:
                 raise UserError(
@@ -250,22 +262,18 @@ def _recordings(files: Iterable[Path]) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files of a folder, however deep, in order."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
-    ]
+def _files(folder: Path, *, links: bool) -> list[Path]:
+    """The files of a folder, however deep, in order; ``links``: of folders that are linked into it too."""
+    return sorted(folder / name for name in files_below(folder, ENDINGS, links=links))
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [folder / name for name in subfolders(folder, ENDINGS)]
 
 
 def _check_loose(folder: Path) -> None:
     """Refuse recordings that lie where class folders should be."""
-    files = (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    files = (path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     loose = [path.name for path in files if path.suffix.lower() in SUFFIXES]
     if loose:
         raise UserError(

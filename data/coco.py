@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.files import list_folder
 from mmvicreg.data.karpathy import KarpathyFile
 from mmvicreg.data.reader import (
     Reader,
-    broken_json,
     check_captions,
     check_inside,
     check_present,
     duplicates,
-    list_folder,
     not_here,
+    read_json,
     shorten,
 )
 from mmvicreg.errors import UserError
@@ -160,6 +159,14 @@ class Coco(Reader):
             self._captions(split), self.root / f"{split}{self.layout}", self.card, root=self.root
         )
 
+    def _absent(self, split: str) -> str:
+        if self._karpathy is not None or (self.name, split) != (Coco.name, "restval"):
+            return ""
+        return (
+            " restval is of Karpathy's split of 2014 (dataset_coco.json, which mmvicreg data download coco gets), and "
+            f"this is COCO's own of {self.layout}: train without it by --set dataset.train_split=train"
+        )
+
     def _check_marker(self) -> None:
         if self.marker is not None and not (self.root / self.marker).is_file():
             raise not_here(self.root, self.card, f"it should hold {self.marker}")
@@ -219,7 +226,7 @@ class Coco(Reader):
 
 
 def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list[Sample]:
-    """One of COCO's ``captions_*.json`` as samples, read by pycocotools; ids are COCO's image ids.
+    """One of COCO's ``captions_*.json`` as samples, put in order by pycocotools; ids are COCO's image ids.
 
     Args:
         path: the annotation file.
@@ -233,14 +240,14 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
     """
     from pycocotools.coco import COCO
 
+    coco: Any = COCO()
+    coco.dataset = read_json(path, card, root)
+    if not isinstance(coco.dataset, dict):
+        raise _not_captions(path, card, root)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            coco: Any = COCO(str(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise broken_json(path, error, card, root) from error
-    except (AssertionError, KeyError, TypeError, AttributeError) as error:
+            coco.createIndex()
+    except (KeyError, TypeError, AttributeError) as error:
         raise _not_captions(path, card, root) from error
     images, annotations = coco.dataset.get("images"), coco.dataset.get("annotations")
     if not images or not annotations or any("caption" not in annotation for annotation in annotations):
@@ -268,8 +275,7 @@ def read_captions(path: Path, pictures: Path, card: Card, *, root: Path) -> list
         )
         for image, file in zip(images, files, strict=True)
     ]
-    check_present(samples, "pictures", path, card.way_out(root))
-    return samples
+    return check_present(samples, "pictures", path, card.way_out(root))
 
 
 def _not_captions(path: Path, card: Card, root: Path) -> UserError:

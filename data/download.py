@@ -21,7 +21,7 @@ from typing import Any
 
 from mmvicreg.data.bars import counted
 from mmvicreg.data.card import Card, RemoteFile
-from mmvicreg.data.reader import Files
+from mmvicreg.data.files import Files
 from mmvicreg.data.unpack import check_room, unpack
 from mmvicreg.errors import UserError
 from mmvicreg.locking import locked

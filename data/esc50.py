@@ -114,8 +114,7 @@ class Esc50(Reader):
             )
             for row in rows
         ]
-        check_present(samples, "recordings", self._csv, self.card.way_out(self.root))
-        return samples
+        return check_present(samples, "recordings", self._csv, self.card.way_out(self.root))
 
     def faults(self) -> list[str]:
         """What differs from the published set, beside its counts by fold, in words: for ``verify``."""

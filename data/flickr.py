@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from mmvicreg.data.card import Card, RemoteFile
+from mmvicreg.data.files import list_folder
 from mmvicreg.data.karpathy import KarpathyFile
-from mmvicreg.data.reader import Reader, list_folder, not_here
+from mmvicreg.data.reader import Reader, not_here
 from mmvicreg.samples import Sample
 
 _KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"

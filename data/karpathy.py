@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import Files
+from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
-    Files,
     MissingFilesError,
     check_captions,
     check_inside,
@@ -89,6 +90,7 @@ class KarpathyFile:
         for entry in entries:
             places = [place for folder in self._folders for place in entry.places(self._root / folder)]
             image = next((place for place in places if place in files), None)
+            image = image or next((there for place in places if (there := files.find(place))), None)
             if image is None:
                 missing.append(entry.name)
                 continue
@@ -115,14 +117,14 @@ class _Entry:
             raise UserError(f"{source}: entry {position} of 'images' is not an object")
         self.name = check_inside(image.get("filename"), source)
         self.filepath = check_inside(image["filepath"], source) if image.get("filepath") else ""
-        self.id = str(image.get("cocoid", self.name))
+        self.id = self.name if image.get("cocoid") is None else str(image["cocoid"])
         self.number = None if image.get("imgid") is None else str(image["imgid"])
         split, sentences = image.get("split"), image.get("sentences")
         if not isinstance(split, str) or not split:
             raise UserError(f"{source}: the picture '{self.name}' has no split")
         if not isinstance(sentences, list):
             raise UserError(f"{source}: the picture '{self.name}' has no list of sentences")
-        self.split = split
+        self.split = check_split(split, f"{source}: the picture '{self.name}'")
         for place, sentence in enumerate(sentences, start=1):
             owner = sentence.get("imgid") if isinstance(sentence, Mapping) else None
             if None not in (owner, self.number) and str(owner) != self.number:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import list_folder
+from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Reader,
     check_captions,
@@ -35,7 +37,7 @@ from mmvicreg.samples import Sample
 
 KEYS = ("id", "split", "image", "caption", "captions", "audio", "label", "fold", "group")
 FILES = ("manifest.csv", "manifest.jsonl")
-"""What the manifest is called when its folder is given."""
+"""What the manifest is called, in any case, when its folder is given."""
 
 
 class Manifest(Reader):
@@ -66,9 +68,10 @@ class Manifest(Reader):
         """The manifest: the root itself, or the one of the usual name in it."""
         if self.root.is_file():
             return self.root
-        found = [self.root / name for name in FILES if (self.root / name).is_file()]
+        names = sorted(name for name in list_folder(self.root) if name.lower() in FILES)
+        found = [self.root / name for name in names if (self.root / name).is_file()]
         if len(found) > 1:
-            raise UserError(f"{self.root} holds {' and '.join(FILES)}; name one of them with --data-root")
+            raise UserError(f"{self.root} holds {' and '.join(names)}; name one of them with --data-root")
         if not found:
             raise not_here(self.root, self.card, f"it should hold {' or '.join(FILES)}")
         return found[0]
@@ -102,8 +105,12 @@ class Manifest(Reader):
     def _check_files(self, path: Path) -> None:
         every = [sample for samples in self._parsed.values() for sample in samples]
         hint = f"Paths are relative to {path.parent}."
-        check_present(every, "pictures", path, hint)
-        check_present(every, "recordings", path, hint)
+        every = check_present(every, "pictures", path, hint)
+        every = check_present(every, "recordings", path, hint)
+        found = iter(every)
+        self._parsed.update(
+            {split: [next(found) for _ in samples] for split, samples in self._parsed.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +223,8 @@ def _row(cells: Mapping[str, object], where: str, folder: Path) -> Row:
         raise UserError(f"{where} has neither an image nor an audio")
     if row.image is not None and not row.captions:
         raise UserError(f"{where}: the image '{row.image}' has no caption, or an empty one")
-    if row.split is not None and ("+" in row.split or row.split == "all"):
-        raise UserError(f"{where}: a split cannot be called '{row.split}'; '+' and 'all' make unions")
+    if row.split is not None:
+        check_split(row.split, where)
     return row
 
 

@@ -14,7 +14,7 @@ from typing import overload
 
 import numpy as np
 
-from mmvicreg.data.reader import encode_name
+from mmvicreg.data.reader import encode_name, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -79,7 +79,7 @@ def list_pictures(folder: Path) -> tuple[list[str], int]:
     """
     found: list[str] = []
     others = 0
-    for name in _files(folder):
+    for name in files_below(folder, SUFFIXES):
         if is_picture(name):
             found.append(name)
         else:
@@ -89,11 +89,15 @@ def list_pictures(folder: Path) -> tuple[list[str], int]:
 
 def holds_pictures(folder: Path, least: int = 1) -> bool:
     """Whether there are so many pictures in a folder and in those inside it; listing ends when there are."""
-    return len(list(islice(filter(is_picture, _files(folder)), least))) == least
+    return len(list(islice(filter(is_picture, files_below(folder, SUFFIXES)), least))) == least
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """The files of a folder and of those inside it, relative to it, in no order."""
+def files_below(folder: Path, suffixes: tuple[str, ...], *, links: bool = True) -> Iterator[str]:
+    """The files of a folder and of those inside it, relative to it, in no order; ``links``: folders linked into it too.
+
+    A link whose name has one of ``suffixes`` is taken for such a file without being asked for, so that one whose target
+    is gone is found missing when it is read.
+    """
     real = os.path.realpath(folder)
     # a class folder may be a link itself: it lies in what holds the link too
     lies_in = _and_above(real) | _and_above(os.path.realpath(folder.parent))
@@ -107,7 +111,9 @@ def _files(folder: Path) -> Iterator[str]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         target = f"{real}{os.sep}{entry.name}"
-                    elif entry.is_symlink() and not is_picture(entry.name) and Path(entry.path).is_dir():
+                    elif _links_folder(entry, suffixes):
+                        if not links:
+                            continue
                         target = os.path.realpath(entry.path)
                     else:
                         yield inside + entry.name
@@ -128,15 +134,40 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder (links to folders too), sorted; hidden ones are passed over."""
+def _links_folder(entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> bool:
+    return entry.is_symlink() and not entry.name.lower().endswith(suffixes) and Path(entry).is_dir()
+
+
+def subfolders(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+    """The names of the folders in a folder (links to folders too), sorted; hidden ones are passed over.
+
+    Links whose names have one of ``suffixes`` are those of files (:func:`files_below`).
+
+    Raises:
+        UserError: it cannot be listed, or holds a link to what is not there, which may have been a class.
+    """
+    found: list[str] = []
+    gone: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
-            )
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    found.append(entry.name)
+                elif (
+                    entry.is_symlink()
+                    and not entry.name.lower().endswith(suffixes)
+                    and not Path(entry).exists()
+                ):
+                    gone.append(entry.name)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}") from error
+    if gone:
+        raise UserError(
+            f"{folder} holds links to what is not there: {shorten(sorted(gone))}; mend or remove them"
+        )
+    return sorted(found)
 
 
 def loose_pictures(folder: Path) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import Files, list_folder
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.samples import Sample
@@ -146,18 +147,18 @@ def looks_like(root: Path, *, besides: str = "") -> str | None:
 
 
 def read_json(path: Path, card: Card, root: Path) -> object:
-    """Parse a JSON file.
+    """Parse a JSON file in UTF-8.
 
     Raises:
         UserError: unreadable, or not JSON; the message says where it breaks.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             tree: object = json.load(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise broken_json(path, error, card, root) from error
+    except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
+        raise _broken_json(path, error, card, root) from error
     return tree
 
 
@@ -233,36 +234,12 @@ def unlabelled(labels: Sequence[str | None], place: Path) -> tuple[str, ...]:
     return (f"{place} has no column label: a run can be trained on it, and no probe",)
 
 
-def broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
+def _broken_json(path: Path, error: Exception, card: Card, root: Path) -> UserError:
     """The error for a JSON file that does not parse: truncated, or something else."""
     size = path.stat().st_size
     at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1
     why = "it is empty" if not size else "it ends too early (truncated?)" if at_end else str(error)
     return UserError(f"{path} is not valid JSON: {why}. Remove it and get it again. {card.way_out(root)}")
-
-
-class Files:
-    """Which files exist, by listing each folder once instead of asking for each file."""
-
-    def __init__(self) -> None:
-        self._listed: dict[Path, frozenset[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        folder = path.parent
-        if folder not in self._listed:
-            self._listed[folder] = list_folder(folder)
-        return path.name in self._listed[folder]
-
-
-def list_folder(folder: Path) -> frozenset[str]:
-    """Names of everything in a folder; none where there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return frozenset()
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}") from error
 
 
 class MissingFilesError(UserError):
@@ -279,30 +256,44 @@ class MissingFilesError(UserError):
 
 def check_present(
     samples: Sequence[Sample], what: Literal["pictures", "recordings"], source: Path, hint: str
-) -> None:
-    """Raise :class:`MissingFilesError` naming the first missing files and their number, if any is missing.
+) -> list[Sample]:
+    """The samples, their files as the disk spells them (:meth:`mmvicreg.data.files.Files.find`).
 
     Args:
         samples: whose files must exist; those that have none of this kind are passed over.
         what: which of their files.
         source: the file that lists them.
         hint: the way out.
+
+    Raises:
+        MissingFilesError: files are missing; the first and their number are named.
+        UserError: one file is listed in two spellings.
     """
-    files = Files()
-    present: list[Sample] = []
+    pictures, files = what == "pictures", Files()
+    found: list[Sample] = []
     missing: list[str] = []
+    respelt: dict[object, Path] = {}
     for sample in samples:
-        path = sample.image if what == "pictures" else sample.audio
-        if isinstance(path, Path) and path not in files:
+        path = sample.image if pictures else sample.audio
+        there = files.find(path) if isinstance(path, Path) else path
+        if path is not None and there is None:
             missing.append(str(path))
-        elif path is not None:
-            present.append(sample)
+        elif path is there:
+            found.append(sample)
+        elif isinstance(there, Path):
+            respelt[path] = there
+            found.append(replace(sample, image=there) if pictures else replace(sample, audio=there))
     if missing:
+        present = [sample for sample in found if (sample.image if pictures else sample.audio) is not None]
         raise MissingFilesError(
             f"{len(missing):,} of {len(missing) + len(present):,} {what} listed in {source} are missing: "
             f"{shorten(missing)}. {hint}",
             present,
         )
+    listed = {sample.image if pictures else sample.audio for sample in samples} if respelt else {}
+    if twice := duplicates(str(respelt.get(path, path)) for path in listed if path is not None):
+        raise UserError(f"{source} lists the same file in two spellings that look alike: {shorten(twice)}")
+    return found
 
 
 def check_captions(captions: Sequence[object], image: str, source: Path) -> tuple[str, ...]:
@@ -337,12 +328,26 @@ def check_unicode(text: str, what: str) -> None:
         ) from error
 
 
-def check_inside(name: object, source: Path) -> str:
-    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder."""
+def check_inside(name: object, source: Path, folder: Path | None = None) -> str:
+    """A file name from a data set's list, ``./`` and ``//`` taken out; refused when it leaves the data set's folder.
+
+    Args:
+        name: the name as it is listed.
+        source: the list.
+        folder: the data set's, where an absolute name of a file in it is taken too.
+
+    Raises:
+        UserError: it is not text, leads outside, or is absolute.
+    """
     if not isinstance(name, str) or not name:
         raise UserError(f"{source}: a file name is missing or not text: {name!r}")
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if folder is not None and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
+    if path.is_absolute():
+        where = "the data set's folder" if folder is None else folder
+        raise UserError(f"{source}: the file name '{name}' is an absolute path; give it relative to {where}")
+    if ".." in path.parts:
         raise UserError(f"{source}: the file name '{name}' leads outside the data set's folder")
     return str(path)
 

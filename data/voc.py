@@ -95,7 +95,7 @@ class Voc07(Reader):
                 )
             columns.append(column)
         samples = [Sample(id=name, image=self.folder / "JPEGImages" / f"{name}.jpg") for name in ids]
-        check_present(samples, "pictures", lists, self.card.way_out(self.root))
+        samples = check_present(samples, "pictures", lists, self.card.way_out(self.root))
         self._targets[split] = np.array(columns, dtype=np.int8).T
         published = self.card.counts["voc07"][split]
         if len(ids) != published:

@@ -277,7 +277,7 @@ def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[obje
     try:
         tree: object = json.loads(_text(fields["json"])) if "json" in fields else {}
         text = _text(fields["txt"]) if "txt" in fields else None
-    except (UnicodeDecodeError, ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{shard}: the text of the sample '{key}' cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise UserError(f'{shard}: {key}.json is not an object such as {{"caption": "..."}}')

@@ -32,7 +32,7 @@ from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import groups_of, labels_of, related, tasks_of
+from mmvicreg.eval.tasks import groups_of, labels_of, other_split, related, tasks_of
 from mmvicreg.eval.trained_data import changed_data, in_doubt
 from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
@@ -49,6 +49,7 @@ def run(
     data_root: Path | None = None,
     dataset: str | None = None,
     fold: int | None = None,
+    split: str | None = None,
     compare: Sequence[Path] = (),
     supervised: bool = False,
     on_bad_sample: OnBadSample = "error",
@@ -58,7 +59,7 @@ def run(
 
     Prints a table and writes ``eval/linear.json`` into the run folder (and, for a folder of runs by fold,
     into that folder and each run's own). Another data set is added to the file's name, and so is a fold that is not
-    the one held out: ``linear-<dataset>-fold<fold>.json``.
+    the one held out, or another split than the usual one: ``linear-<dataset>-fold<fold>.json``.
 
     Args:
         run: an opened run with a checkpoint, a run folder, or a folder of runs ``fold1``, ``fold2``, ...
@@ -66,6 +67,7 @@ def run(
         dataset: another labelled data set than the run's own, by name.
         fold: for data in folds, the fold to test on; None: the one the run held out, and every fold in
             turn for a run that held out none.
+        split: for data in splits, the split to test on; None: the recipe's ``eval_split``, else ``test`` or ``val``.
         compare: folders of other runs of the same data and folds, to be probed too.
         supervised: train the supervised baseline where it is not there yet; what is there is shown in any case.
         on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` reads all of them once before, leaves
@@ -87,19 +89,21 @@ def run(
     by_fold = None not in runs
     members = list(runs.values())
     data, own = _open(members[0], data_root=data_root, dataset=dataset)
+    split = other_split(members[0], data, split, own=own)
+    listed = "linear" if split is None else f"linear-{split}"
     doubt: str | None = None
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
         check_finished(path, members)
     else:
-        _, tasks = tasks_of(members[0], data, own=own, fold=fold)
+        _, tasks = tasks_of(members[0], data, own=own, fold=fold, split=split)
         doubt = in_doubt(members[0], data, seen=all(task.transductive for task in tasks))
         if doubt is not None and supervised:
             raise changed_data(doubt)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
-        samples, _ = tasks_of(members[0], data, own=own, fold=fold)
+        samples, _ = tasks_of(members[0], data, own=own, fold=fold, split=split)
         skipped = find_skipped(members[0], _branches(members[0]), samples)
         data = without(data, skipped)
     labelled = None
@@ -108,6 +112,7 @@ def run(
             path,
             members,
             data,
+            split=split,
             data_root=data_root,
             train=supervised,
             on_bad_sample=on_bad_sample,
@@ -117,7 +122,7 @@ def run(
         raise UserError("a supervised baseline is of the run's own data set and of the fold it held out")
     outcomes: list[Outcome] = []
     for number, member in runs.items():
-        found = _judge(member, data, own=own, fold=number or fold, doubt=doubt, device=device)
+        found = _judge(member, data, own=own, fold=number or fold, split=split, doubt=doubt, device=device)
         if by_fold:
             command = _command(
                 member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
@@ -131,25 +136,33 @@ def run(
         data_root=data_root,
         dataset=dataset,
         fold=fold,
+        split=split,
         on_bad_sample=on_bad_sample,
         compare=compare,
         supervised=supervised,
     )
     report = summarise(outcomes, data, members, path=path, command=command)
     report["doubt"] = doubt
-    report |= list_skipped(path, data, "linear", skipped)
+    report |= list_skipped(path, data, listed, skipped)
     for rival in rivals:
         found = [
             outcome
             for number, member in zip(runs, rival.runs, strict=True)
             for outcome in _judge(
-                member, data, own=own, fold=number or fold, doubt=doubt, device=device, untrained=False
+                member,
+                data,
+                own=own,
+                fold=number or fold,
+                split=split,
+                doubt=doubt,
+                device=device,
+                untrained=False,
             )
         ]
         report["methods"].append(compared(found, rival))
     if labelled is not None:
         report["methods"].append(labelled)
-    file = path / "eval" / _file(members[0], data, own=own, fold=fold)
+    file = path / "eval" / _file(members[0], data, own=own, fold=fold, split=split)
     write_report(file, report)
     show(report, file)
     return report
@@ -170,6 +183,7 @@ def _supervised(
     runs: Sequence[Run],
     data: DataSet,
     *,
+    split: str | None,
     data_root: Path | None,
     train: bool,
     on_bad_sample: OnBadSample,
@@ -178,10 +192,10 @@ def _supervised(
     """The supervised baseline's part of the report, where it is there or is to be trained."""
     if train:
         results: Sequence[Report | None] = baseline.obtain(
-            runs, data, data_root=data_root, on_bad_sample=on_bad_sample, device=device
+            runs, data, split=split, data_root=data_root, on_bad_sample=on_bad_sample, device=device
         )
     else:
-        results = baseline.supervised_results(runs, data)
+        results = baseline.supervised_results(runs, data, split=split)
     done = [result for result in results if result is not None]
     if len(done) < len(runs):
         if done:
@@ -210,12 +224,13 @@ def _judge(
     *,
     own: bool,
     fold: int | None,
+    split: str | None,
     doubt: str | None,
     device: str,
     untrained: bool = True,
 ) -> list[Outcome]:
     branches = _branches(run)
-    samples, tasks = tasks_of(run, data, own=own, fold=fold)
+    samples, tasks = tasks_of(run, data, own=own, fold=fold, split=split)
     if doubt is not None:  # it may have seen them
         tasks = [replace(task, transductive=True) for task in tasks]
     labels = labels_of(samples, data)
@@ -277,13 +292,15 @@ def _features(
     return found
 
 
-def _file(run: Run, data: DataSet, *, own: bool, fold: int | None) -> str:
-    """``linear.json`` is of what is judged when nothing is asked for; the figure of a fold beside it is kept apart."""
+def _file(run: Run, data: DataSet, *, own: bool, fold: int | None, split: str | None = None) -> str:
+    """``linear.json`` is of what is judged when nothing is asked for; that of another fold or split is kept apart."""
     words = ["linear", *([] if own else [data.name])]
     if fold is not None and not (
         fold == run.recipe.dataset.fold and related(data.name, run.recipe.dataset.name)
     ):
         words.append(f"fold{fold}")
+    if split is not None:
+        words.append(split)
     return f"{'-'.join(words)}.json"
 
 
@@ -294,10 +311,11 @@ def _command(
     dataset: str | None,
     fold: int | None,
     on_bad_sample: OnBadSample,
+    split: str | None = None,
     compare: Sequence[Path] = (),
     supervised: bool = False,
 ) -> str:
-    options: dict[str, object] = {"fold": fold, "data-root": data_root, "dataset": dataset}
+    options: dict[str, object] = {"fold": fold, "split": split, "data-root": data_root, "dataset": dataset}
     command = command_line("linear", path, options | bad_sample_flag(on_bad_sample))
     others = [word for other in compare for word in ("--compare", str(other))]
     return shlex.join([*shlex.split(command), *others, *(["--supervised"] if supervised else [])])

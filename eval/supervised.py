@@ -37,7 +37,7 @@ from mmvicreg.eval.output import (
 from mmvicreg.eval.probe import TOP5_CLASSES, Task, chance_level
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.supervised_training import fit, supervised_recipe
-from mmvicreg.eval.tasks import labels_of, tasks_of
+from mmvicreg.eval.tasks import labels_of, other_split, tasks_of
 from mmvicreg.eval.trained_data import check_trained_data
 from mmvicreg.metrics import top_k_accuracy
 from mmvicreg.recipes import dump_recipe
@@ -48,7 +48,6 @@ from mmvicreg.tables import console, print_table
 from mmvicreg.training.checkpoint import list_checkpoints, plain_state, save_checkpoint
 from mmvicreg.training.log import say
 
-FILE = "supervised.json"
 BOTH = "mean of the networks' log-probabilities"
 
 
@@ -57,6 +56,7 @@ def run(
     *,
     data_root: Path | None = None,
     fold: int | None = None,
+    split: str | None = None,
     on_bad_sample: OnBadSample = "error",
     device: str = "auto",
 ) -> Report:
@@ -66,6 +66,8 @@ def run(
         run: an opened run, its folder, or a folder of runs ``fold1``, ``fold2``, ...; only their recipes are used.
         data_root: where the data is; None: where it was in training.
         fold: of a folder of runs by fold, that one alone.
+        split: for data in splits, the split to test on; None: the recipe's ``eval_split``, else ``test`` or ``val``.
+            Another than that is added to the names of what is written, ``eval/supervised-<split>.json``.
         on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` reads all of them once before, leaves
             such out of training and test, and lists them in the folder, ``eval/skipped-<data set>-supervised.jsonl``.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -79,22 +81,22 @@ def run(
     """
     path, runs = _opened(run, fold)
     data = runs[0].dataset(root=data_root)
+    split = other_split(runs[0], data, split, own=True)
     if len(runs) > 1:
         check_fold_runs(path, {_fold_of(member): member for member in runs}, data)
     elif list_checkpoints(runs[0].checkpoints):  # only its recipe is needed
         check_trained_data(runs[0], data)
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
-        samples = _plan(runs[0], data)[1]
+        samples = _plan(runs[0], data, split)[1]
         skipped = find_skipped(runs[0], runs[0].recipe.branches, samples)
         data = without(data, skipped)
-    results = obtain(runs, data, data_root=data_root, on_bad_sample=on_bad_sample, device=device)
-    command = command_line(
-        "supervised", path, {"data-root": data_root, "fold": fold, **bad_sample_flag(on_bad_sample)}
-    )
+    results = obtain(runs, data, split=split, data_root=data_root, on_bad_sample=on_bad_sample, device=device)
+    options = {"data-root": data_root, "fold": fold, "split": split, **bad_sample_flag(on_bad_sample)}
+    command = command_line("supervised", path, options)
     report = summarise_supervised(results, path=path, command=command)
-    report |= list_skipped(path, data, "supervised", skipped)
-    file = path / "eval" / FILE
+    report |= list_skipped(path, data, _name(split), skipped)
+    file = path / "eval" / f"{_name(split)}.json"
     if len(runs) > 1:
         write_report(file, report)
     _show(report, file)
@@ -105,39 +107,45 @@ def obtain(
     runs: Sequence[Run],
     data: DataSet,
     *,
+    split: str | None = None,
     data_root: Path | None = None,
     on_bad_sample: OnBadSample = "error",
     device: str = "auto",
 ) -> list[Report]:
     """The baseline of each run on ``data``: what is there, else trained now (the rest is for its command).
 
+    Args:
+        split: what is tested on, where it is not the usual one (:func:`mmvicreg.eval.tasks.other_split`).
+
     Raises:
         UserError: as :func:`run`; before the first of them is trained.
     """
     for member in runs:
-        _plan(member, data)
-    there = supervised_results(runs, data)
+        _plan(member, data, split)
+    there = supervised_results(runs, data, split=split)
+    options = {"data-root": data_root, "split": split, **bad_sample_flag(on_bad_sample)}
     return [
         part
         or _train(
             member,
             data,
-            command=command_line(
-                "supervised", member.path, {"data-root": data_root, **bad_sample_flag(on_bad_sample)}
-            ),
+            split,
+            command=command_line("supervised", member.path, options),
             device=device,
         )
         for part, member in zip(there, runs, strict=True)
     ]
 
 
-def supervised_results(runs: Sequence[Run], data: DataSet) -> list[Report | None]:
-    """What is there of each run's baseline; None where it has not been trained.
+def supervised_results(
+    runs: Sequence[Run], data: DataSet, *, split: str | None = None
+) -> list[Report | None]:
+    """What is there of each run's baseline, on ``split`` as for :func:`obtain`; None where it has not been trained.
 
     Raises:
         UserError: a result of another recipe or of other samples.
     """
-    return [_done(run, data) for run in runs]
+    return [_done(run, data, split) for run in runs]
 
 
 def summarise_supervised(results: Sequence[Report], *, path: Path, command: str) -> Report:
@@ -173,23 +181,36 @@ def _fold_of(run: Run) -> int:
     return fold if isinstance(fold, int) else 0
 
 
-def _plan(run: Run, data: DataSet) -> tuple[Recipe, list[Sample], Task, npt.NDArray[np.int64]]:
+def _name(split: str | None) -> str:
+    """What the files of the baseline are called; None: of the usual split or the fold that was held out."""
+    return "supervised" if split is None else f"supervised-{split}"
+
+
+def _plan(
+    run: Run, data: DataSet, split: str | None
+) -> tuple[Recipe, list[Sample], Task, npt.NDArray[np.int64]]:
     """The baseline's recipe, every sample, the one task, and labels."""
-    samples, tasks = tasks_of(run, data, own=True, fold=None)
+    samples, tasks = tasks_of(run, data, own=True, fold=None, split=split)
     if len(tasks) != 1 or tasks[0].transductive:
         raise UserError(
             f"the run {run.path} held out no fold, so there is no protocol for a supervised baseline to share; "
             "train a run per fold (--fold all)"
         )
-    return supervised_recipe(run.recipe, len(data.classes)), samples, tasks[0], labels_of(samples, data)
+    labels = labels_of(samples, data)
+    if len(set(labels[tasks[0].train])) < 2:
+        raise UserError(
+            f"a supervised baseline needs training samples of at least two classes, and those of {data.name} at "
+            f"{data.root} are all of one; give others their label"
+        )
+    return supervised_recipe(run.recipe, len(data.classes)), samples, tasks[0], labels
 
 
-def _done(run: Run, data: DataSet) -> Report | None:
+def _done(run: Run, data: DataSet, split: str | None) -> Report | None:
     """The result in the run's folder."""
-    file = run.path / "eval" / FILE
+    file = run.path / "eval" / f"{_name(split)}.json"
     if not file.is_file():
         return None
-    recipe, samples, task, labels = _plan(run, data)
+    recipe, samples, task, labels = _plan(run, data, split)
     try:
         report: Report = json.loads(file.read_text(encoding="utf-8"))
         known = report["basis"]
@@ -219,8 +240,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
-    recipe, samples, task, labels = _plan(run, data)
+def _train(run: Run, data: DataSet, split: str | None, *, command: str, device: str) -> Report:
+    recipe, samples, task, labels = _plan(run, data, split)
     train, test = ([samples[i] for i in rows] for rows in (task.train, task.test))
     say(f"supervised baseline of {run.path}: {len(train)} samples, {recipe.training.epochs} epochs")
     model, epochs = fit(recipe, train, labels[task.train], device=device)
@@ -229,7 +250,7 @@ def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
         "inputs": {name: source.state() for name, source in model.inputs.items()},
         "recipe": recipe.model_dump(mode="json"),
     }
-    save_checkpoint(run.path / "eval" / "supervised", recipe.training.epochs, content, keep=1)
+    save_checkpoint(run.path / "eval" / _name(split), recipe.training.epochs, content, keep=1)
     size = recipe.evaluation.batch_size
     scores = {
         name: encode(model, name, test, space="embedding", batch_size=size).vectors for name in model.branches
@@ -250,7 +271,8 @@ def _train(run: Run, data: DataSet, *, command: str, device: str) -> Report:
         "command": command,
         "mmvicreg": mmvicreg.__version__,
     }
-    write_report(run.path / "eval" / FILE, report)  # last: its being there says that the fold is done
+    file = run.path / "eval" / f"{_name(split)}.json"
+    write_report(file, report)  # last: its being there says that the fold is done
     return report
 
 

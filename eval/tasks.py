@@ -16,7 +16,26 @@ from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
 
 
-def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[list[Sample], list[Task]]:
+def other_split(run: Run, data: DataSet, asked: str | None, *, own: bool) -> str | None:
+    """The split that was asked for, where it is another than the one that is tested on anyway; else None.
+
+    Raises:
+        UserError: one was asked for of data in folds.
+    """
+    if asked is None:
+        return None
+    if in_folds(data):
+        raise UserError(f"--split {asked}: {data.name} at {data.root} is in folds; name one with --fold")
+    try:
+        usual = evaluation_split(data, run.recipe.dataset.eval_split if own else None)
+    except UserError:  # neither test nor val
+        return asked
+    return None if asked == usual else asked
+
+
+def tasks_of(
+    run: Run, data: DataSet, *, own: bool, fold: int | None, split: str | None = None
+) -> tuple[list[Sample], list[Task]]:
     """Every sample needed, and which of them each classifier is trained and tested on.
 
     Args:
@@ -24,6 +43,7 @@ def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[l
         data: an opened data set.
         own: it is the one the run was trained on.
         fold: for data in folds, the fold to test on; None: the one the run held out, else every fold in turn.
+        split: for data in splits, the split to test on; None: the recipe's ``eval_split``, else ``test`` or ``val``.
 
     Raises:
         UserError: no such fold, or samples on both sides.
@@ -36,7 +56,7 @@ def tasks_of(run: Run, data: DataSet, *, own: bool, fold: int | None) -> tuple[l
         )
     settings = run.recipe.dataset
     train = data.samples(settings.train_split if own else "train")
-    split = evaluation_split(data, settings.eval_split if own else None)
+    split = evaluation_split(data, split or (settings.eval_split if own else None))
     test = data.samples(split)
     both = {sample.id for sample in train} & {sample.id for sample in test}
     if both:

@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmvicreg.errors import UserError
-from mmvicreg.registry import DATASETS
+from mmvicreg.registry import DATASETS, nearest
 from mmvicreg.samples import DataSet, Sample
 
 OWN_DATA = {
@@ -19,6 +20,9 @@ OWN_DATA = {
     "webdataset": "DIR, the folder of your shards (or 'train-{0000..0099}.tar')",
 }
 """Data sets that are the user's own, so that they have no place of their own, and what to give instead."""
+
+USUAL = MappingProxyType({"test": ("test", "testing"), "val": ("val", "valid", "validation", "dev")})
+"""The splits to judge on, the likelier first, and what else they are called, in any case."""
 
 
 def cache_folder() -> Path:
@@ -110,16 +114,40 @@ def training_samples(dataset: DataSet, *, split: str, fold: int | str) -> Sequen
     return [sample for name in folds if name != f"fold{fold}" for sample in dataset.samples(name)]
 
 
+def check_evaluation_split(dataset: DataSet, asked: str | None) -> None:
+    """Refuse the recipe's ``eval_split`` where the data set has no such split; none of its samples is looked at.
+
+    Raises:
+        UserError: there is none (the nearest is named).
+    """
+    splits = dataset.splits()
+    for part in [] if asked in (None, "all") else [part.strip() for part in str(asked).split("+")]:
+        if part not in splits:
+            raise UserError(
+                f"dataset.eval_split: {dataset.name} at {dataset.root} has no split '{part}'{nearest(part, splits)} "
+                f"Known: {', '.join(splits)}, all; a+b is a union. Name one of them, or none: it is only judged on"
+            )
+
+
 def evaluation_split(dataset: DataSet, asked: str | None, *, fold: int | str = "none") -> str:
-    """The split to judge on: ``asked``, else the held-out fold, else ``test`` where there is one, else ``val``."""
+    """The split to judge on: ``asked``, else the held-out fold, else ``test`` where there is one, else ``val``.
+
+    Where one is not there by that name, another that it usually has (:data:`USUAL`) stands for it.
+
+    Raises:
+        UserError: nothing is asked for, and there is neither.
+    """
     if asked is not None:
         return asked
     splits = dataset.splits()
     if in_folds(dataset):
         return f"fold{fold}" if fold != "none" else splits[0]
-    for name in ("test", "val"):
-        if name in splits:
-            return name
+    for usual, others in USUAL.items():
+        if usual in splits:
+            return usual
+        for name in splits:
+            if name.lower() in others:
+                return name
     raise UserError(
         f"{dataset.name} at {dataset.root} has neither a test nor a val split (it has {', '.join(splits)}); "
         "name one with --split"

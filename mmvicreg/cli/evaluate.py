@@ -186,7 +186,9 @@ def linear(
         )
         return
     others = {"--quick": quick, "--no-baseline": not baseline, "--devices": devices != 1}
-    flags = [f"--{name.replace('_', '-')}" for name in given] + [flag for flag, on in others.items() if on]
+    flags = [f"--{name.replace('_', '-')}" for name in given if name != "split"] + [
+        flag for flag, on in others.items() if on
+    ]
     refuse(
         ", ".join(flags),
         bool(flags),
@@ -198,6 +200,7 @@ def linear(
         data_root=data_root,
         dataset=dataset,
         fold=fold,
+        split=split,
         compare=compare or (),
         supervised=supervised,
         on_bad_sample=skip_or_not,
@@ -224,6 +227,7 @@ def _reads_pictures(run: Path, branch: str | None) -> bool:
 def supervised(
     run: RunArgument = None,
     fold: Annotated[int | None, typer.Option(help="Of a folder of runs by fold, this one alone.")] = None,
+    split: Split = None,
     on_bad_sample: OnBadSample = "error",
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -238,6 +242,7 @@ def supervised(
         run if run is not None else _newest_probed(runs),
         data_root=data_root,
         fold=fold,
+        split=split,
         on_bad_sample=check_on_bad_sample(on_bad_sample),
         device=device,
     )

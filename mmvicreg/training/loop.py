@@ -72,7 +72,7 @@ class Trainer:
         self.run, self.world = run, world
         content = run.content if resume else None
         self.recipe = recipe = run.resumed_recipe if resume else run.recipe
-        self.data = SourceData(part_recipes(recipe), world)
+        self.data = SourceData(part_recipes(recipe), world, new=not resume)
         self.samples = self.data.samples[FIRST]
         inputs = self._prepare_inputs(content)
         self.data.load(inputs, workers=workers)

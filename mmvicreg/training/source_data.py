@@ -13,7 +13,7 @@ import torch
 
 from mmvicreg.branches.model import Batch
 from mmvicreg.config import DatasetConfig, Recipe
-from mmvicreg.datasets import in_folds, open_dataset, training_samples
+from mmvicreg.datasets import check_evaluation_split, in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.registry import DATASETS
@@ -37,15 +37,17 @@ class SourceData:
     Args:
         parts: source -> the recipe of what is trained on it (:func:`mmvicreg.sources.part_recipes`).
         world: this process.
+        new: the run is not one that is resumed.
 
     Raises:
-        UserError: a data set that is not there, or is not for the pair its edges make; the source is named.
+        UserError: a data set that is not there, has no such split, or is not for the pair its edges
+            make; the source is named.
     """
 
-    def __init__(self, parts: Mapping[str, Recipe], world: World) -> None:
+    def __init__(self, parts: Mapping[str, Recipe], world: World, *, new: bool) -> None:
         self.parts, self.world = parts, world
         self.samples = {
-            name: _named(name, partial(_read_samples, part, name, main=world.is_main))
+            name: _named(name, partial(_read_samples, part, name, main=world.is_main, new=new))
             for name, part in parts.items()
         }
         self.loaders: dict[str, TrainingLoader] = {}
@@ -204,7 +206,7 @@ def _named(source: str, action: Callable[[], T]) -> T:
         raise UserError(f"source '{source}': {error}") from error
 
 
-def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample]:
+def _read_samples(recipe: Recipe, source: str, *, main: bool, new: bool) -> Sequence[Sample]:
     config = recipe.dataset
     # the run's pair is one of its first source; what another source pairs, its inputs say
     pair = recipe.pair if source == FIRST else _PAIR_OF.get(frozenset(recipe.inputs), "")
@@ -224,6 +226,8 @@ def _read_samples(recipe: Recipe, source: str, *, main: bool) -> Sequence[Sample
         raise UserError(
             f"{error} Where this source is: {_place(source)} (--data-root is that of the first data set)"
         ) from error
+    if new:  # a run that is there can still be judged on another split
+        check_evaluation_split(dataset, config.eval_split)
     samples = training_samples(dataset, split=config.train_split, fold=config.fold)
     if main:
         for note in dataset.notes:

@@ -189,6 +189,10 @@ def test_data_of_another_kind_or_too_little_leaves_no_run_behind(
     refused(said, r"batch of 81 .* \(80 samples of shapes\).*--batch-size")
     said = train(*as_flags("image-text", tiny_shapes, "dataset.train_split=trian"), "--out", "run")
     refused(said, r"no split 'trian'; did you mean 'train'\?")
+    said = train(*as_flags("image-text", tiny_shapes, "dataset.eval_split=train+vla"), "--out", "run")
+    refused(
+        said, r"dataset\.eval_split: shapes .* no split 'vla'; did you mean 'val'\?.*train, val, test, all"
+    )
     said = train(*as_flags("wave-mel", tiny_tones), "--fold", "9", "--out", "run")
     refused(said, "no fold 9 in tones", "fold1, fold2, fold3, fold4, fold5")
     said = train(*as_flags("image-text", tiny_shapes), "--fold", "all", "--out", "run")

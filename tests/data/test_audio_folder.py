@@ -17,6 +17,7 @@ from mmvicreg.data.folds import make_folds, published_source, sources_by_name
 from mmvicreg.data.verify import verify
 from mmvicreg.datasets import in_folds, open_dataset, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.decode import read_recording
 from mmvicreg.samples import Sample
 
 
@@ -91,6 +92,40 @@ def test_splits_called_folds_are_folds_and_others_are_not(tmp_path: Path) -> Non
         training_samples(named, split="train", fold=1)
 
 
+def test_a_table_in_capitals_is_read(tmp_path: Path) -> None:
+    """Beside class folders: without it the labels would be theirs, and the folds made."""
+    rows = [{"filename": f"dog/{fold}.wav", "label": "rain", "fold": fold} for fold in (1, 2)]
+    root = table(tmp_path, *rows)
+    (root / "clips.csv").rename(root / "CLIPS.CSV")
+    data = AudioFolder(root)
+    assert (data.classes, data.splits()) == (("rain",), ("fold1", "fold2"))
+    layouts.write_csv(root / "other.csv", rows)
+    with pytest.raises(UserError, match=r"2 tables \(CLIPS\.CSV, other\.csv\)"):
+        AudioFolder(root)
+
+
+def test_absolute_names_inside_the_folder_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that a program wrote often have them."""
+    root = folders(tmp_path / "data", "x/1.wav", "x/2.wav")
+    names = [str(root / "x" / "1.wav"), "x/2.wav"]
+    layouts.write_csv(root / "clips.csv", [{"filename": name, "split": f"s{name[-5]}"} for name in names])
+    monkeypatch.chdir(tmp_path)
+    for place in (root, Path("data")):
+        data = AudioFolder(place)
+        assert [sample.id for sample in data.samples("all")] == ["x/1.wav", "x/2.wav"]
+        assert data.samples("s1")[0].audio == place / "x" / "1.wav"
+    layouts.write_csv(
+        root / "clips.csv", [{"filename": str(root / "x" / ".." / ".." / "1.wav"), "split": "s"}]
+    )
+    with pytest.raises(UserError, match="leads outside"):
+        AudioFolder(root)
+    layouts.write_csv(root / "clips.csv", [{"filename": "/elsewhere/1.wav", "split": "s"}])
+    with pytest.raises(
+        UserError, match=rf"'/elsewhere/1\.wav' is an absolute path; give it relative to {root}"
+    ):
+        AudioFolder(root)
+
+
 def test_recordings_that_the_table_does_not_list_are_told(tmp_path: Path) -> None:
     root = table(tmp_path, *({"filename": f"a/{n}.wav", "label": "x", "label_id": 1} for n in range(3)))
     for name in ("a/more.flac", "other.wav"):
@@ -128,6 +163,29 @@ def test_one_folder_a_class(tmp_path: Path) -> None:
     assert sorted(size[0] for size in sizes) == [2, 2, 2, 2, 3]
     assert any("1 files in" in note for note in data.notes)
     assert any("5 were made of its 21 recordings" in note and "21 sources" in note for note in data.notes)
+
+
+def test_links_inside_a_class_are_followed_and_broken_ones_are_not_lost(tmp_path: Path) -> None:
+    root = folders(tmp_path / "data", "dog/1.wav", "rain/1.wav")
+    folders(tmp_path, "more/2.wav", "more/deep/3.wav")
+    (root / "dog" / "more").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "round").symlink_to(root / "dog")  # would never end
+    (root / "rain" / "gone.wav").symlink_to(tmp_path / "unmounted" / "gone.wav")
+    samples = {sample.id: sample for sample in AudioFolder(root).samples("all")}
+    assert {*samples} == {
+        "dog/1.wav", "dog/more/2.wav", "dog/more/deep/3.wav", "rain/1.wav", "rain/gone.wav"
+    }  # fmt: skip
+    gone = samples["rain/gone.wav"].audio
+    assert gone is not None
+    with pytest.raises(UserError, match=r"gone\.wav"):
+        read_recording(gone, sample_rate=8000)
+    (root / "cat").symlink_to(tmp_path / "unmounted" / "cat")
+    with pytest.raises(UserError, match=r"links to what is not there: cat; mend or remove"):
+        AudioFolder(root)
+    (root / "cat").unlink()
+    (root / "loose.wav").symlink_to(tmp_path / "unmounted" / "loose.wav")
+    with pytest.raises(UserError, match=r"in no class folder \(loose\.wav\)"):
+        AudioFolder(root)
 
 
 def test_folders_of_splits_hold_the_classes(tmp_path: Path) -> None:
@@ -220,6 +278,8 @@ def test_made_folds_are_even_over_classes() -> None:
         ([{"filename": "a.wav", "fold": 1}, {"filename": "b.wav"}], r"have a fold.*line 3"),
         ([{"filename": "a.wav", "fold": 1, "split": "x"}], "both split and fold"),
         ([{"filename": "a.wav", "split": "a+b"}], "cannot be called"),
+        ([{"filename": "a.wav", "split": "te/st"}], "cannot be called 'te/st'"),
+        ([{"filename": "a.wav", "split": ".."}], "cannot be called"),
         (
             [{"filename": f"{f}.wav", "fold": f, "source": "s"} for f in (1, 2)],
             r"1\.wav in fold1 and 2\.wav in fold2 are of one source, s;",

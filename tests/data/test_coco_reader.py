@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import shutil
@@ -138,6 +139,14 @@ def test_unknown_split_names_the_nearest(tmp_path: Path) -> None:
         Coco(layouts.coco(tmp_path)).samples("vall")
 
 
+@pytest.mark.parametrize("year", [2014, 2017])
+def test_restval_is_said_to_be_karpathys(tmp_path: Path, year: int) -> None:
+    """The recipe asks for it."""
+    data = Coco(layouts.coco(tmp_path, year=year))
+    with pytest.raises(UserError, match=rf"'restval'.*own of {year}.*--set dataset\.train_split=train$"):
+        data.samples("train+restval")
+
+
 def test_a_split_twice_in_a_union_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="twice"):
         Coco(layouts.coco(tmp_path)).samples("val+val")
@@ -230,8 +239,27 @@ def test_malformed_captions(
         Coco(root).samples("train")
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    """Editors on Windows write one; the tables of one's own may have it too."""
+    layouts.coco(tmp_path / "own")
+    layouts.karpathy(tmp_path / "karpathy", "coco", pictures="")
+    for path in (
+        tmp_path / "own" / "annotations" / "captions_train2017.json",
+        tmp_path / "karpathy" / "dataset_coco.json",
+    ):
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        assert Coco(tmp_path / path.relative_to(tmp_path).parts[0]).samples("train")
+
+
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"images": [{"id"', "truncated"), ("", "empty"), ("[1, 2]", "not a file of COCO")]
+    ("text", "message"),
+    [
+        ('{"images": [{"id"', "truncated"),
+        ("", "empty"),
+        ("[1, 2]", "not a file of COCO"),
+        (f'{{"images": {"9" * 5000}}}', "not valid JSON: .*limit"),
+        ("[" * 100_000, "not valid JSON: .*recursion"),
+    ],
 )
 def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
     root = layouts.coco(tmp_path)
@@ -241,6 +269,11 @@ def test_broken_json(tmp_path: Path, text: str, message: str) -> None:
         Coco(root).samples("train")
     assert str(path) in str(caught.value)
     assert len(Coco(root).samples("val")) == 3
+
+    layouts.karpathy(root / "karpathy", "coco", pictures="")
+    (root / "karpathy" / "dataset_coco.json").write_text(text)
+    with pytest.raises(UserError, match=message.replace("a file of COCO", "in Karpathy's form")):
+        Coco(root / "karpathy")
 
 
 def test_one_picture_under_two_ids_is_refused(tmp_path: Path) -> None:

@@ -82,9 +82,14 @@ def edit(root: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
         ),
         (lambda i: i[1]["sentences"].clear(), r"'p1\.jpg' has no caption"),
         (lambda i: i[1].pop("split"), r"'p1\.jpg' has no split"),
+        (lambda i: i[1].update(split="te/st"), r"'p1\.jpg': a split cannot be called 'te/st'"),
+        (lambda i: i[1].update(split="train+val"), r"'p1\.jpg': a split cannot be called 'train\+val'"),
         (lambda i: i[1].pop("sentences"), r"'p1\.jpg' has no list of sentences"),
         (lambda i: i[1].pop("filename"), "file name is missing"),
-        (lambda i: i[1].update(filename="/etc/passwd"), "leads outside"),
+        (
+            lambda i: i[1].update(filename="/etc/passwd"),
+            "is an absolute path; give it relative to the data set",
+        ),
         (lambda i: i.append(i[1]), r"lists pictures twice: p1\.jpg"),
         (lambda i: i[2].update(imgid=i[1]["imgid"]), "gives the same imgid twice: 1"),
         (
@@ -117,6 +122,12 @@ def test_a_sentence_may_name_its_own_picture_or_stand_under_one_without_a_number
 
     edit(layouts.karpathy(tmp_path, "flickr8k"), name_owners)
     assert len(Flickr8k(tmp_path).samples("all")) == 6
+
+
+def test_a_cocoid_of_null_is_none(tmp_path: Path) -> None:
+    layouts.karpathy(tmp_path, "flickr8k")
+    edit(tmp_path, lambda images: [image.update(cocoid=None) for image in images])
+    assert [sample.id for sample in Flickr8k(tmp_path).samples("train")] == ["p1.jpg", "p4.jpg"]
 
 
 def test_truncated_file(tmp_path: Path) -> None:

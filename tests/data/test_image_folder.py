@@ -177,6 +177,15 @@ def test_links_to_what_a_class_lies_in_bring_no_pictures_of_others(tmp_path: Pat
     assert listed(ImageFolder(root), "train") == [(name, "ab".index(name[6])) for name in names] + more
 
 
+def test_broken_links_are_not_lost(tmp_path: Path) -> None:
+    folder(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg")
+    (tmp_path / "train" / "a" / "gone.jpg").symlink_to(tmp_path / "unmounted" / "gone.jpg")
+    assert ("train/a/gone.jpg", 0) in listed(ImageFolder(tmp_path), "train")  # reading it is what fails
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "unmounted" / "c")
+    with pytest.raises(UserError, match=r"train holds links to what is not there: c; mend or remove"):
+        ImageFolder(tmp_path)
+
+
 @pytest.mark.parametrize("above", ["train/", ""])
 def test_a_class_of_one_picture_has_none_to_hold_out(tmp_path: Path, above: str) -> None:
     folder(tmp_path, *(f"{above}{name}" for name in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "c/1.jpg")))

@@ -34,7 +34,7 @@ def write(root: Path, rows: Rows, kind: str) -> Path:
             layouts.recording(root / str(row["audio"]), number)
     root.mkdir(exist_ok=True)
     path = root / f"manifest.{kind}"
-    if kind == "csv":
+    if kind.lower() == "csv":
         keys = list(dict.fromkeys(key for row in rows for key in row))
         return layouts.write_csv(path, [{key: row.get(key, "") for key in keys} for row in rows])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -127,6 +127,9 @@ def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
         ([{"image": "a.jpg", "captoin": "x"}], "unknown column 'captoin'; did you mean 'caption'"),
         ([{"image": "", "caption": "x"}], "neither an image nor an audio|image is not text"),
         ([{"image": "a.jpg", "caption": "x", "split": "a+b"}], "cannot be called"),
+        ([{"image": "a.jpg", "caption": "x", "split": "../../evil"}], "cannot be called '../../evil'"),
+        ([{"image": "a.jpg", "caption": "x", "split": "te\\st"}], "cannot be called"),
+        ([{"image": "a.jpg", "caption": "x", "split": "te\u0007st"}], "cannot be called"),
         ([{"audio": "a.wav", "fold": "one"}], "the fold 'one' is not a whole number"),
         ([{"audio": "a.wav", "fold": 1, "split": "x"}], "both split and fold"),
         (
@@ -268,6 +271,11 @@ def test_whole_characters_beyond_16_bit_are_taken(tmp_path: Path) -> None:
     path = write(tmp_path, [{"image": "a.jpg", "caption": "\N{DOG FACE}"}], "jsonl")
     assert "\\ud83d\\udc36" in path.read_text()
     assert Manifest(path).samples("train")[0].captions == ("\N{DOG FACE}",)
+
+
+def test_a_manifest_in_capitals_is_found_in_its_folder(tmp_path: Path) -> None:
+    write(tmp_path, PICTURES, "CSV")
+    assert Manifest(tmp_path).splits() == ("train", "val")
 
 
 def test_folders(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ def test_trained_and_judged_from_shards_with_a_damaged_picture(shards: Path, tmp
         ({"1.png": picture(1), "1.txt": b" \n"}, "caption 1 of 1 of the picture '1' is empty"),
         ({"1.png": picture(1), "1.json": b"[1]"}, "is not an object"),
         ({"1.png": picture(1), "1.json": b"{"}, "the text of the sample '1' cannot be read"),
+        ({"1.png": picture(1), "1.json": b"[" * 100_000}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.txt": b"\xff\xfe\xfa"}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.json": b'{"caption": 7}'}, "is not text: 7"),
         ({"1.png": picture(1), "1.txt": b"x", "2.png": picture(2)}, r"1 of 2 samples .* no caption, first .*2\.png"),

@@ -253,6 +253,9 @@ def test_data_in_splits_trains_on_one_and_tests_on_the_other(tmp_path: Path, jud
     assert (report["top1"], report["setting"]) == (100, "inductive")
     with pytest.raises(UserError, match="--fold 1: manifest at somewhere is not in folds"):
         judge(run, table, fold=1)
+    folds, table = _folds()
+    with pytest.raises(UserError, match="--split val: tones at somewhere is in folds; name one with --fold"):
+        judge(_run(tmp_path, folds), table, split="val")
 
 
 def test_a_split_that_initial_weights_were_trained_on_is_labelled_transductive(
