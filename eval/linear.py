@@ -29,11 +29,11 @@ from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
-from mmvicreg.eval.output import Report, bad_sample_flag, command_line, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, short, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import groups_of, labels_of, other_split, related, tasks_of
-from mmvicreg.eval.trained_data import changed_data, in_doubt
+from mmvicreg.eval.trained_data import changed_data, elsewhere, in_doubt
 from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
@@ -59,7 +59,8 @@ def run(
 
     Prints a table and writes ``eval/linear.json`` into the run folder (and, for a folder of runs by fold,
     into that folder and each run's own). Another data set is added to the file's name, and so is a fold that is not
-    the one held out, or another split than the usual one: ``linear-<dataset>-fold<fold>.json``.
+    the one held out, another split than the usual one, or the folder of other data under the run's data set's name:
+    ``linear-<dataset>-fold<fold>.json``.
 
     Args:
         run: an opened run with a checkpoint, a run folder, or a folder of runs ``fold1``, ``fold2``, ...
@@ -299,8 +300,8 @@ def _file(run: Run, data: DataSet, *, own: bool, fold: int | None, split: str | 
         fold == run.recipe.dataset.fold and related(data.name, run.recipe.dataset.name)
     ):
         words.append(f"fold{fold}")
-    if split is not None:
-        words.append(split)
+    words += [split] if split is not None else []
+    words += [f"{flag}={short(value)}" for flag, value in elsewhere(run, data).items()]
     return f"{'-'.join(words)}.json"
 
 
