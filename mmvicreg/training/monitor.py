@@ -79,7 +79,7 @@ def measure(z: Tensor, y: Tensor, *, dead_std: float, directional: bool = False)
         ]
     )
     n, d = z.shape
-    return Health(*figures.tolist(), min(n - 1, d))
+    return replace(Health(*figures.tolist()), most_rank=min(n - 1, d))
 
 
 def agreements(
