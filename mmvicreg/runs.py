@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS, INITIAL = "recipe.yaml", "checkpoints", "initial.pt"
-_JUDGING = re.compile(r"evaluation\.|(sources\.[^.]+\.)?dataset\.(root|on_bad_sample|eval_split):")
+_FREE = re.compile(
+    r"evaluation\.|monitor\.|training\.keep_|inputs\.[^.]+\.cache:"
+    r"|(sources\.[^.]+\.)?dataset\.(root|on_bad_sample|eval_split):"
+)
 """Keys, as :func:`differences` has them, that no weight depends on."""
 MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
 
@@ -93,7 +96,7 @@ class Run:
         if "recipe" not in content:
             return
         then = parse_recipe(content["recipe"], source=str(file))
-        changed = [line for line in differences(then, self.recipe) if not _JUDGING.match(line)]
+        changed = [line for line in differences(then, self.recipe) if not _FREE.match(line)]
         if changed:
             raise UserError(
                 f"the checkpoint {file} was trained by another recipe than {self.path / RECIPE} says "

@@ -102,11 +102,14 @@ def test_an_edited_recipe_is_not_gone_on_with(
         linear.run(half)
 
 
-def test_how_a_run_is_judged_may_be_edited(
+def test_what_no_weight_depends_on_may_be_edited(
     tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, half = begin(monkeypatch, tiny_tones, tmp_path)
     rewrite(half, lambda tree: tree["evaluation"].update(batch_size=7))
+    rewrite(half, lambda tree: tree["monitor"].update(patience=9))
+    rewrite(half, lambda tree: tree["inputs"]["audio"].update(cache=False))
+    rewrite(half, lambda tree: tree["training"].update(keep_checkpoints=3))
     run = open_run(half)
     assert run.content["position"]["epoch"] == 1
     assert run.recipe.evaluation.batch_size == 7
