@@ -36,7 +36,7 @@ demo: $(READY)  ## Train and judge image-text on shapes and wave-mel on tones, b
 	}; \
 	step train --pair image-text --dataset shapes --out "$$run/image-text"; \
 	step eval retrieval "$$run/image-text"; \
-	step train --pair wave-mel --dataset tones --epochs 12 --out "$$run/wave-mel"; \
+	step train --pair wave-mel --dataset tones --epochs 9 --out "$$run/wave-mel"; \
 	step eval linear "$$run/wave-mel"; \
 	printf '\nTwo runs in %s (%d min %d s). The command is %s/bin/mmvicreg.\n' \
 	  "$$run" $$((SECONDS / 60)) $$((SECONDS % 60)) '$(VENV)'

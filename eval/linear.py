@@ -91,6 +91,7 @@ def run(
     members = list(runs.values())
     data, own = _open(members[0], data_root=data_root, dataset=dataset)
     split = other_split(members[0], data, split, own=own)
+    place = elsewhere(members[0], data)  # of the data as they are there, what cannot be read among them
     listed = "linear" if split is None else f"linear-{split}"
     doubt: str | None = None
     if by_fold:
@@ -130,7 +131,9 @@ def run(
             )
             report = summarise(found, data, [member], path=member.path, command=command)
             report |= list_skipped(member.path, data, "linear", skipped)
-            write_report(member.path / "eval" / _file(member, data, own=own, fold=number), report)
+            write_report(
+                member.path / "eval" / _file(member, data, own=own, fold=number, place=place), report
+            )
         outcomes += found
     command = _command(
         path,
@@ -163,7 +166,7 @@ def run(
         report["methods"].append(compared(found, rival))
     if labelled is not None:
         report["methods"].append(labelled)
-    file = path / "eval" / _file(members[0], data, own=own, fold=fold, split=split)
+    file = path / "eval" / _file(members[0], data, own=own, fold=fold, split=split, place=place)
     write_report(file, report)
     show(report, file)
     return report
@@ -293,7 +296,15 @@ def _features(
     return found
 
 
-def _file(run: Run, data: DataSet, *, own: bool, fold: int | None, split: str | None = None) -> str:
+def _file(
+    run: Run,
+    data: DataSet,
+    *,
+    own: bool,
+    fold: int | None,
+    split: str | None = None,
+    place: Mapping[str, object],
+) -> str:
     """``linear.json`` is of what is judged when nothing is asked for; that of another fold or split is kept apart."""
     words = ["linear", *([] if own else [data.name])]
     if fold is not None and not (
@@ -301,7 +312,7 @@ def _file(run: Run, data: DataSet, *, own: bool, fold: int | None, split: str | 
     ):
         words.append(f"fold{fold}")
     words += [split] if split is not None else []
-    words += [f"{flag}={short(value)}" for flag, value in elsewhere(run, data).items()]
+    words += [f"{flag}={short(value)}" for flag, value in place.items()]
     return f"{'-'.join(words)}.json"
 
 

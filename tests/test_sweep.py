@@ -179,7 +179,7 @@ def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp
 
 
 def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tmp_path: Path) -> None:
-    collapse = {"monitor.grace_steps": 0, "monitor.patience": 1, "monitor.min_rank": 1000}
+    collapse = {"monitor.grace_steps": 0, "monitor.patience": 1, "monitor.dead_std": 1000}
     file = write(tmp_path / "mine.yaml", alternatives={"bad": {"settings": collapse}, "good": {}})
     out = tmp_path / "out"
     words = ["sweep", str(file), "--data-root", str(tiny_shapes), "--out", str(out), "--workers", "0"]
@@ -200,7 +200,7 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
 
 
 def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:
-    stopped = {"monitor.grace_steps": 0, "monitor.patience": 2, "monitor.min_rank": 1000}
+    stopped = {"monitor.grace_steps": 0, "monitor.patience": 2, "monitor.dead_std": 1000}
     warned = {**stopped, "monitor.patience": 1000}
     file = write(
         tmp_path / "mine.yaml",

@@ -63,8 +63,8 @@ def test_recordings_in_folds(tmp_path: Path, kind: str) -> None:
     assert data.splits() == ("fold1", "fold2")
     assert data.classes == ("dog", "rain")
     assert [(s.id, s.label, s.fold, s.group) for s in data.samples("fold1")] == [
-        ("2", 1, 1, "1"),
-        ("3", 0, 1, "1"),
+        ("1A.wav", 1, 1, "1"),
+        ("1B.wav", 0, 1, "1"),
     ]
 
 

@@ -205,7 +205,7 @@ def test_a_run_means_the_same_from_another_folder(
     app(["train", "--resume", "--out", "../run", "--workers", "0"], standalone_mode=False)
     run = open_run(tmp_path / "run")
     roots = [config.root for config in run.recipe.trained_on]
-    assert roots == [str(tiny_shapes.resolve())] * 2
+    assert roots == [str(tmp_path / "data")] * 2
     assert run.recipe.branches["image"].encoder["weights"] == str(tmp_path / "r18.pth")
     now = encoder(run, "image", untrained=True)
     assert equal({key.removeprefix("network."): value for key, value in now.items()}, began)
