@@ -11,6 +11,7 @@ import pytest
 
 from mmvicreg.data.manifest import Manifest
 from mmvicreg.errors import UserError
+from mmvicreg.samples import fingerprint
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -287,3 +288,15 @@ def test_folders(tmp_path: Path) -> None:
     write(tmp_path / "two", RECORDINGS, "jsonl")
     with pytest.raises(UserError, match="name one of them"):
         Manifest(tmp_path / "two")
+
+
+def test_rows_in_another_order_are_other_samples(tmp_path: Path) -> None:
+    """Without ids, another order of the rows must not pass for what a run was trained on."""
+    there = Manifest(write(tmp_path / "a", RECORDINGS, "csv"))
+    pairs = zip(RECORDINGS, reversed(RECORDINGS), strict=True)
+    turned = [
+        row | {"audio": other["audio"]} for row, other in pairs
+    ]  # the same folds row by row, of other files
+    other = Manifest(write(tmp_path / "b", turned, "csv"))
+    assert len(there.samples("fold1")) == len(other.samples("fold1"))
+    assert fingerprint(there.samples("fold1")) != fingerprint(other.samples("fold1"))
