@@ -112,7 +112,7 @@ def test_a_printed_recipe_reads_back_equal(path: Path) -> None:
 def test_the_spectrogram_of_a_recipe_rests_on_no_default(path: Path) -> None:
     """librosa's and torchaudio's differ; what augments it may be left out, and is off then."""
     frontend = yaml.safe_load(path.read_text(encoding="utf-8"))["branches"]["mel"]["frontend"]
-    augments = {"gain_db", "equalise_db", "time_mask", "frequency_mask"}
+    augments = {"gain_db", "equalise_db", "resize_time", "resize_frequency", "time_mask", "frequency_mask"}
     fields = registry.FRONTENDS.load("log_mel").Config.model_fields
     assert set(fields) - augments <= set(frontend)
     assert all(fields[name].default == 0 for name in augments)

@@ -64,6 +64,11 @@ class LogMelFrontend(Frontend):
         equalise_db: Annotated[float, Field(ge=0)] = 0.0
         """Training: a random equaliser, its gain over the mels a line through two to four points drawn from plus or
         minus this, dB (the linear FilterAugment of Nam et al. 2022, in its idea)."""
+        resize_time: Annotated[float, Field(ge=0, le=3)] = 0.0
+        """Training: time runs slower or faster by up to this many octaves, at a random place: with
+        ``resize_frequency`` the random resize crop of BYOL-A (Niizumi et al. 2021)."""
+        resize_frequency: Annotated[float, Field(ge=0, le=3)] = 0.0
+        """Training: the axis of the mels is stretched or squeezed by up to this many octaves, likewise."""
         time_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
         """Training: longest stretch set to zero, as a part of the frames."""
         frequency_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -113,6 +118,9 @@ class LogMelFrontend(Frontend):
             # what is silent has nothing to be made louder, and must go on counting as silent
             decibels = torch.where(decibels > self.config.silence_db, decibels + gain.unsqueeze(2), decibels)
         x = self.scale(decibels)
+        octaves = (self.config.resize_time, self.config.resize_frequency)
+        if self.training and any(octaves):
+            x = resize_crop(x, octaves=octaves, draws=item["draws"][:, 11:15])
         if self.training and self.config.time_mask > 0:
             x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
         if self.training and self.config.frequency_mask > 0:
@@ -223,6 +231,25 @@ def equaliser(draws: Tensor, mels: int) -> Tensor:
     )
     chosen = (draws[:, 0] * 3).long().view(-1, 1, 1).expand(-1, 1, mels)
     return lines.gather(1, chosen).squeeze(1)
+
+
+def resize_crop(x: Tensor, *, octaves: tuple[float, float], draws: Tensor) -> Tensor:
+    """A window of each spectrogram, brought to the size of the whole by linear interpolation.
+
+    A window that is smaller than the whole lies somewhere within it; a larger one has the whole somewhere within,
+    and shows zeros around it.
+
+    Args:
+        x: ``(n, mels, frames)``.
+        octaves: the window's frames, and its mels, are those of ``x`` times 2 to the power of plus or minus this.
+        draws: ``(n, 4)`` uniforms: how many frames, how many mels, and where along either axis.
+    """
+    size = 2 ** ((2 * draws[:, :2] - 1) * draws.new_tensor(octaves))
+    centre = (2 * draws[:, 2:] - 1) * (1 - size).abs()
+    # affine_grid's first coordinate is the last axis
+    windows = torch.cat([torch.diag_embed(size), centre.unsqueeze(2)], dim=2)
+    places = functional.affine_grid(windows, [len(x), 1, *x.shape[1:]], align_corners=False)
+    return functional.grid_sample(x.unsqueeze(1), places, align_corners=False).squeeze(1)
 
 
 def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:

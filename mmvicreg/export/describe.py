@@ -13,7 +13,9 @@ from mmvicreg.inputs.image import ImageInput
 from mmvicreg.inputs.text import TextInput
 from mmvicreg.inputs.tokenizers import BEGIN, END, PAD, UNKNOWN
 
-TRAINING_ONLY = frozenset({"gain_db", "equalise_db", "time_mask", "frequency_mask"})
+TRAINING_ONLY = frozenset(
+    {"gain_db", "equalise_db", "resize_time", "resize_frequency", "time_mask", "frequency_mask"}
+)
 
 
 def preprocessing(subject: Subject, folder: Path, stem: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import librosa
@@ -11,7 +12,7 @@ import torch
 import torchaudio
 
 from mmvicreg.branches.frontends import ImageFrontend, WaveformFrontend
-from mmvicreg.branches.log_mel import BAND, LogMelFrontend, bands, equaliser, mask, mel_filters
+from mmvicreg.branches.log_mel import BAND, LogMelFrontend, bands, equaliser, mask, mel_filters, resize_crop
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import DRAWS, InputSpec
 
@@ -263,6 +264,42 @@ def test_equaliser_changes_the_decibels_in_training_and_leaves_silence_alone() -
     assert torch.equal(
         f.eval()({"waveform": waves, "draws": draws})[:, 0], plain.eval()({"waveform": waves})[:, 0]
     )
+
+
+def test_resize_crop_reads_a_window_between_its_points() -> None:
+    """Against numpy's interpolation, along one axis and then the other, with zeros around the spectrogram."""
+    x, draws = torch.rand(40, 23, 31), torch.rand(40, 4)
+    octaves = (1.0, 0.6)
+    shown = resize_crop(x, octaves=octaves, draws=draws)
+    wider, within = 0, 0
+    for one, drawn, found in zip(x.double().numpy(), draws.double().tolist(), shown, strict=True):
+        expected = np.pad(one, 1)
+        for axis, (octave, size, where) in enumerate(zip(octaves, drawn[:2], drawn[2:], strict=True)):
+            cells = one.shape[1 - axis]
+            part = 2 ** ((2 * size - 1) * octave)
+            # the first cell that is not the window's, left of it: inside the whole, or the whole inside the window
+            start = where * (1 - part) * cells if part <= 1 else (1 - where) * (1 - part) * cells
+            wider, within = wider + (part > 1), within + (part < 1)
+            middles = start + (np.arange(cells) + 0.5) * part - 0.5
+            cut = partial(np.interp, middles, np.arange(-1, cells + 1))
+            expected = np.apply_along_axis(cut, 1 - axis, expected)
+        np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    assert min(wider, within) > 20
+
+
+def test_resize_crop_is_for_training_and_keeps_range_and_silence() -> None:
+    f = frontend(resize_time=1.0, resize_frequency=0.5).train()
+    waves = torch.stack([clip(), torch.zeros(RATE, dtype=torch.int16)] * 8)
+    draws = torch.rand(16, DRAWS)
+    x = f({"waveform": waves, "draws": draws})[:, 0]
+    assert float(x.min()) >= 0
+    assert float(x.max()) <= 1
+    assert len({tuple(one.flatten().tolist()) for one in x[::2]}) == 8
+    assert bool((x[1::2] == 0).all())
+    alone = f({"waveform": waves[2:3], "draws": draws[2:3]})[:, 0]
+    assert torch.equal(alone[0], x[2])  # whatever else is in the batch
+    middle = {"waveform": waves, "draws": torch.full((16, DRAWS), 0.5)}
+    torch.testing.assert_close(f(middle), f.eval()(middle), atol=1e-5, rtol=0)
 
 
 def test_masks_only_in_training() -> None:
