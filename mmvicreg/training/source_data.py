@@ -71,6 +71,7 @@ class SourceData:
                 world_size=self.world.size,
                 workers=workers,
                 pin_memory=self.world.device.type == "cuda",
+                to_skip=_option(name, "on_bad_sample=skip") if name != FIRST else "--on-bad-sample skip",
             )
             self.loaders[name] = _named(name, make)
 
@@ -193,7 +194,12 @@ def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:
 
 def _place(source: str) -> str:
     """How the place of a source is given."""
-    return f"--set sources.{source}.dataset.root=DIR"
+    return _option(source, "root=DIR")
+
+
+def _option(source: str, setting: str) -> str:
+    """How an option of a source's data set is given."""
+    return f"--set sources.{source}.dataset.{setting}"
 
 
 def _named(source: str, action: Callable[[], T]) -> T:
