@@ -103,7 +103,8 @@ class ResNet(nn.Module):
         given = {key: value.shape for key, value in state.items()}
         differing = {key for key in own.keys() | given.keys() if own.get(key) != given.get(key)}
         if differing == {"conv1.weight"} and differing <= given.keys():
-            small = {(3, 3): "true", (7, 7): "false"}.get(tuple(given["conv1.weight"][2:]))
+            stems: dict[tuple[int, ...], str] = {(3, 3): "true", (7, 7): "false"}
+            small = stems.get(tuple(given["conv1.weight"][2:]))
             if small is not None:
                 return f"set the encoder's small_stem to {small}, as they were trained, or weights: none"
         return f"{_belonging(state)}choose the encoder they were trained with, or weights: none"
