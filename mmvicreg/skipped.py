@@ -29,7 +29,7 @@ class Skipped:
     """A sample that could not be read.
 
     Attributes:
-        id: the sample's.
+        id: the sample's; of a run's other source ``<source>:<id>``, since two data sets may have one id.
         file: the file at fault, empty where it is not a file (an empty caption).
         reason: what is wrong, as the error would have said it.
     """
@@ -71,12 +71,10 @@ def read_skipped(path: Path) -> list[Skipped]:
 def write_skipped(path: Path, found: Iterable[Skipped]) -> int:
     """Write a list, each sample once and sorted by id; an empty one removes the file. Returns its length.
 
-    Samples of two data sets may have one id; their files are two.
-
     Raises:
         UserError: it cannot be written.
     """
-    unique = sorted({(one.id, one.file): one for one in found}.values())
+    unique = sorted({one.id: one for one in found}.values())
     try:
         if unique:
             path.parent.mkdir(parents=True, exist_ok=True)

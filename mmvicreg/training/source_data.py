@@ -19,7 +19,7 @@ from mmvicreg.inputs.base import Input
 from mmvicreg.registry import DATASETS
 from mmvicreg.samples import Sample, fingerprint
 from mmvicreg.skipped import Skipped
-from mmvicreg.sources import FIRST
+from mmvicreg.sources import FIRST, in_source
 from mmvicreg.training.distributed import World
 from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import say
@@ -99,8 +99,12 @@ class SourceData:
             loader.close()
 
     def skipped(self) -> list[Skipped]:
-        """What could not be read so far, by this process."""
-        return [one for loader in self.loaders.values() for one in loader.skipped.values()]
+        """What could not be read so far, by this process; ids of other sources than the first begin with theirs."""
+        return [
+            replace(one, id=in_source(source, one.id))
+            for source, loader in self.loaders.items()
+            for one in loader.skipped.values()
+        ]
 
     def may_skip(self) -> bool:
         """Whether any source goes on without samples that cannot be read."""
