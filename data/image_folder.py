@@ -6,6 +6,7 @@ train on. Where there is neither val nor test, the last of each class are held o
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -225,9 +226,19 @@ def _check_same(found: dict[str, list[str]], folders: dict[str, Path]) -> None:
             if {*found[here]} - {*found[there]}
         ]
         if only:
+            here, there = (
+                {unicodedata.normalize("NFC", name) for name in {*found[one]} - {*found[other]}}
+                for one, other in ((splits[0], split), (split, splits[0]))
+            )
+            alike = sorted(here & there)
             raise UserError(
                 f"the splits {splits[0]} and {split} have different class folders, {'; '.join(only)}. Both need the "
                 "same classes: add the missing folders, or remove the others"
+                + (
+                    f"; {shorten(alike)} is in both, its accents in another spelling: rename one"
+                    if alike
+                    else ""
+                )
             )
 
 

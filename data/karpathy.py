@@ -7,6 +7,7 @@ dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?,
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class KarpathyFile:
             raise UserError(
                 f"{path} lists the same file under several ids, perhaps in two splits: {shorten(twice)}"
             )
+        self._check_spellings(entries)
         for key, numbers in (
             ("imgid", (entry.number for entry in entries if entry.number is not None)),
             ("sentid", (number for entry in entries for number in entry.caption_ids)),
@@ -82,15 +84,33 @@ class KarpathyFile:
             if len(self._images.get(split, ())) != count
         )
 
+    def _check_spellings(self, entries: Sequence[_Entry]) -> None:
+        """Refuse a file that is listed in two spellings, perhaps for training and for testing."""
+        alike: dict[str, list[_Entry]] = {}
+        for entry in entries:
+            if not f"{entry.filepath}{entry.name}".isascii():
+                key = unicodedata.normalize("NFC", f"{entry.filepath}/{entry.name}")
+                alike.setdefault(key, []).append(entry)
+        files = Files()
+        found = [self._find(entry, files) for some in alike.values() if len(some) > 1 for entry in some]
+        if twice := duplicates(str(image) for image in found if image is not None):
+            raise UserError(
+                f"{self._path} lists the same file in two spellings that look alike: {shorten(twice)}"
+            )
+
+    def _find(self, entry: _Entry, files: Files) -> Path | None:
+        """Where an entry's picture lies, as the disk spells it; None where it does not."""
+        places = [place for folder in self._folders for place in entry.places(self._root / folder)]
+        image = next((place for place in places if place in files), None)
+        return image or next((there for place in places if (there := files.find(place))), None)
+
     def samples(self, split: str) -> list[Sample]:
         """The samples of one split, captions and pictures checked."""
         entries = self._images[split]
         files = Files()
         samples, missing = [], []
         for entry in entries:
-            places = [place for folder in self._folders for place in entry.places(self._root / folder)]
-            image = next((place for place in places if place in files), None)
-            image = image or next((there for place in places if (there := files.find(place))), None)
+            image = self._find(entry, files)
             if image is None:
                 missing.append(entry.name)
                 continue

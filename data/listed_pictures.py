@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import Files
 from mmvicreg.data.pictures import Pictures
-from mmvicreg.data.reader import Reader, check_inside, not_here, read_json, shorten
+from mmvicreg.data.reader import Reader, check_inside, duplicates, not_here, read_json, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -45,19 +46,34 @@ class ListedPictures(Reader):
                 f"{path} has other classes than the list of the other split: they are not of one version"
             )
         self.classes = classes
-        first = check_inside(names[0], path)
-        base = next((f for f in self.folders if (self.root / f / first).is_file()), None)
+        if twice := duplicates(names):
+            raise UserError(
+                f"{path} lists {shorten(twice)} more than once; get it again, or leave one line each"
+            )
+        first, files = names[0], Files()
+        base = next((f for f in self.folders if files.find(self.root / f / first) is not None), None)
         if base is None:
             raise UserError(
                 f"the pictures listed in {path} are not there, first "
                 f"{self.root / self.folders[0] / first}. {self.card.manual}"
             )
+        names = [_as_on_disk(name, self.root / base, files) for name in names]
+        if twice := duplicates(names):
+            raise UserError(f"{path} lists the same file in two spellings that look alike: {shorten(twice)}")
         self.notes = (*self.notes, *self.card.lacking(split, len(names)))
         return Pictures(self.root, (f"{base}/{name}" if base else name for name in names), labels)
 
     @abstractmethod
     def _read(self, path: Path) -> tuple[list[str], list[int], tuple[str, ...]]:
-        """Names of the pictures, their classes as numbers, and the names of all classes."""
+        """Names of the pictures, checked, their classes as numbers, and the names of all classes."""
+
+
+def _as_on_disk(name: str, folder: Path, files: Files) -> str:
+    """A listed name as the disk spells it; itself where it has one spelling, or the file is not there."""
+    if name.isascii():  # no folder is listed for these: a list may name millions
+        return name
+    there = files.find(folder / name)
+    return name if there is None else there.relative_to(folder).as_posix()
 
 
 class Places205(ListedPictures):
@@ -99,7 +115,8 @@ class Places205(ListedPictures):
                 raise UserError(
                     f"{path}, line {number}: expected a path, a space and a class, got '{line}' (truncated?)"
                 )
-            folder = check_inside(name, path).rpartition("/")[0]
+            name = check_inside(name, path)
+            folder = name.rpartition("/")[0]
             if classes.setdefault(int(label), folder) != folder:
                 raise UserError(
                     f"{path}, line {number}: the class {label} is {folder} here and {classes[int(label)]} before"
@@ -144,6 +161,11 @@ class INat18(ListedPictures):
         try:
             species = {int(c["id"]): str(c["name"]) for c in tree["categories"]}
             index = {identifier: label for label, identifier in enumerate(sorted(species))}
+            if twice := duplicates(str(a["image_id"]) for a in tree["annotations"]):
+                raise UserError(
+                    f"{path} has several annotations of the pictures with the ids {shorten(twice)}, and each is of one "
+                    f"species: get it again. {self.card.manual}"
+                )
             label_of = {a["image_id"]: index[int(a["category_id"])] for a in tree["annotations"]}
             names = [check_inside(image["file_name"], path) for image in tree["images"]]
             labels = [label_of[image["id"]] for image in tree["images"]]

@@ -51,7 +51,7 @@ class Entry:
 
 
 class WebDataset(Reader):
-    """Shards by folder (``*.tar`` in it, or in folders of it), file, glob, or brace range.
+    """Shards by folder (``*.tar``, in any case, in it, or in folders of it), file, glob, or brace range.
 
     ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that its
     name, else its folder's name, begins with (``train-``, ``val_``, ``validation/``, ``test.``), else to train.
@@ -122,7 +122,8 @@ def find_shards(root: Path) -> list[Path]:
             f"--data-root {text}: shards are read from files, at their offsets; mount or copy them, and give their path"
         )
     if root.is_dir():
-        shards = sorted({*root.glob("*.tar"), *root.glob("*/*.tar")})
+        inside = itertools.chain(root.glob("*"), root.glob("*/*"))
+        shards = sorted(path for path in inside if path.suffix.lower() == ".tar" and path.is_file())
         if not shards:
             raise UserError(
                 f"no shards at {root}: neither it nor its folders hold a .tar. {WebDataset.card.manual}"

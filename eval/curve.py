@@ -7,6 +7,7 @@ and by the quick linear probe. The curve stands in the run folder and in TensorB
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
             f"Epoch by epoch, {found.data.name}: {found.classes} classes, {len(found.train):,} of "
             f"'{found.train_split}', {len(found.test):,} of '{found.split}'",
             {name: f"{name} (quick)" if name == "linear" else name for name in columns},
-            {f"epoch {point['epoch']}": point for point in points},
+            _named(points),
             report,
             [
                 "Top-1. The probe is the quick variant, on centre crops; epoch 0 is before training. The run kept "
@@ -135,6 +136,13 @@ def _judge(world: World, run: Run, settings: knn.Settings) -> Report:
         save(file, report)
         _draw(run, settings.branch, file, points)
     return report
+
+
+def _named(points: Sequence[Report]) -> dict[str, Report]:
+    """The rows of the table; of one epoch there may be several, where a run was stopped within it."""
+    epochs = Counter(point["epoch"] for point in points)
+    steps = [f", step {point['step']}" if epochs[point["epoch"]] > 1 else "" for point in points]
+    return {f"epoch {point['epoch']}{step}": point for point, step in zip(points, steps, strict=True)}
 
 
 def _draw(run: Run, branch: str, file: Path, points: Sequence[Report]) -> None:

@@ -183,7 +183,9 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         "changed": settings.schedule.differs(FINETUNE[settings.schedule.name]),
         "optimizer": "SGD",
         "seed": settings.reading.seed,
-        "published": _published(whole, choice, run.recipe.branches[settings.branch], settings.schedule),
+        "published": []
+        if found.left_out.get("skipped")
+        else _published(whole, choice, run.recipe.branches[settings.branch], settings.schedule),
         **about(run, settings.branch, found, settings.command(run)),
     }
     if world.is_main:

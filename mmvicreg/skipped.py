@@ -29,7 +29,7 @@ class Skipped:
     """A sample that could not be read.
 
     Attributes:
-        id: the sample's.
+        id: the sample's; of a run's other source ``<source>:<id>``, since two data sets may have one id.
         file: the file at fault, empty where it is not a file (an empty caption).
         reason: what is wrong, as the error would have said it.
     """

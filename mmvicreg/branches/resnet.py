@@ -94,8 +94,20 @@ class ResNet(nn.Module):
             self.network,
             state,
             what=f"{what}, for {_name(type(self))},",
-            way_out=f"{_belonging(state)}choose the encoder they were trained with, or weights: none",
+            way_out=self._way_out(state),
         )
+
+    def _way_out(self, state: Mapping[str, Tensor]) -> str:
+        """What to do about weights that do not fit."""
+        own = {key: value.shape for key, value in self.network.state_dict().items()}
+        given = {key: value.shape for key, value in state.items()}
+        differing = {key for key in own.keys() | given.keys() if own.get(key) != given.get(key)}
+        if differing == {"conv1.weight"} and differing <= given.keys():
+            stems: dict[tuple[int, ...], str] = {(3, 3): "true", (7, 7): "false"}
+            small = stems.get(tuple(given["conv1.weight"][2:]))
+            if small is not None:
+                return f"set the encoder's small_stem to {small}, as they were trained, or weights: none"
+        return f"{_belonging(state)}choose the encoder they were trained with, or weights: none"
 
 
 class ResNet18(ResNet):

@@ -80,7 +80,14 @@ class Augmentation(Strict):
         if name not in PRESETS:
             known = ", ".join(PRESETS)
             raise ValueError(f"unknown augmentation '{name}'{nearest(str(name), PRESETS)} Known: {known}.")
-        return {**PRESETS[name], **value}
+        plain = {
+            option: (given,)
+            for option, given in value.items()
+            if option in ("blur", "solarise")
+            and isinstance(given, int | float)
+            and not isinstance(given, bool)
+        }
+        return {**PRESETS[name], **value, **plain}
 
     @model_validator(mode="after")
     def _in_order(self) -> Augmentation:

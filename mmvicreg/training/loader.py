@@ -162,7 +162,10 @@ class AddressedBatches(Sampler["list[tuple[int, int]]"]):
 
 
 class TrainingLoader:
-    """Global batches of an epoch, decoded by worker processes that live as long as the run."""
+    """Global batches of an epoch, decoded by worker processes that live as long as the run.
+
+    ``to_skip`` is the flag with which it would go on without what cannot be read, for messages.
+    """
 
     def __init__(
         self,
@@ -174,6 +177,7 @@ class TrainingLoader:
         world_size: int = 1,
         workers: int = 2,
         pin_memory: bool = False,
+        to_skip: str = "--on-bad-sample skip",
     ) -> None:
         dataset = ViewDataset(recipe, inputs, samples)
         size = recipe.training.batch_size
@@ -186,6 +190,7 @@ class TrainingLoader:
             raise UserError(
                 f"a global batch of {size} does not divide among {world_size} processes; choose a multiple"
             )
+        self._to_skip = to_skip
         self.skipped: dict[str, Skipped] = {}
         """What could not be read so far, by its id: of this process's part, since the run began or was resumed."""
         for source in inputs.values():
@@ -219,9 +224,7 @@ class TrainingLoader:
         self.batches.begin(epoch, start)
         for loaded in self._loader:
             if isinstance(loaded, Failure):
-                raise UserError(
-                    f"{loaded.message} (or go on without what cannot be read: --on-bad-sample skip)"
-                )
+                raise UserError(f"{loaded.message} (or go on without what cannot be read: {self._to_skip})")
             self.skipped |= {one.id: one for one in loaded.skipped}
             yield loaded.batch
 

@@ -19,7 +19,7 @@ from mmvicreg.inputs.base import Input
 from mmvicreg.registry import DATASETS
 from mmvicreg.samples import Sample, fingerprint
 from mmvicreg.skipped import Skipped
-from mmvicreg.sources import FIRST
+from mmvicreg.sources import FIRST, in_source
 from mmvicreg.training.distributed import World
 from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import say
@@ -71,6 +71,7 @@ class SourceData:
                 world_size=self.world.size,
                 workers=workers,
                 pin_memory=self.world.device.type == "cuda",
+                to_skip=_option(name, "on_bad_sample=skip") if name != FIRST else "--on-bad-sample skip",
             )
             self.loaders[name] = _named(name, make)
 
@@ -98,8 +99,12 @@ class SourceData:
             loader.close()
 
     def skipped(self) -> list[Skipped]:
-        """What could not be read so far, by this process."""
-        return [one for loader in self.loaders.values() for one in loader.skipped.values()]
+        """What could not be read so far, by this process; ids of other sources than the first begin with theirs."""
+        return [
+            replace(one, id=in_source(source, one.id))
+            for source, loader in self.loaders.items()
+            for one in loader.skipped.values()
+        ]
 
     def may_skip(self) -> bool:
         """Whether any source goes on without samples that cannot be read."""
@@ -193,7 +198,12 @@ def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:
 
 def _place(source: str) -> str:
     """How the place of a source is given."""
-    return f"--set sources.{source}.dataset.root=DIR"
+    return _option(source, "root=DIR")
+
+
+def _option(source: str, setting: str) -> str:
+    """How an option of a source's data set is given."""
+    return f"--set sources.{source}.dataset.{setting}"
 
 
 def _named(source: str, action: Callable[[], T]) -> T:

@@ -69,6 +69,22 @@ def test_a_date_or_a_number_of_steps_is_no_checksum(server: Server, tmp_path: Pa
     assert fetch(f"{server.url}/{name}").read_bytes() == server.files[name]
 
 
+@pytest.mark.parametrize(("small", "told"), [(True, "true"), (False, "false")])
+def test_weights_of_another_stem_say_so(tmp_path: Path, small: bool, told: str) -> None:
+    """ "Choose the encoder they were trained with" would not help: it is the one."""
+    spec = InputSpec("image", channels=3)
+    theirs = ResNet18(ResNet18.Config(small_stem=small), spec).network.state_dict()
+    saved(theirs, tmp_path / "r18.pth")
+    with pytest.raises(
+        UserError, match=rf"do not fit \(1 of another shape: .*small_stem to {told}, as they were"
+    ):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "r18.pth"), small_stem=not small), spec)
+    other = {**theirs, "conv1.weight": torch.zeros(64, 3, 5, 5)}
+    saved(other, tmp_path / "r18.pth")
+    with pytest.raises(UserError, match=r"they are resnet18's: choose the encoder"):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "r18.pth"), small_stem=not small), spec)
+
+
 def test_files_from_before_batches_were_counted_are_read_as_torch_does(tmp_path: Path) -> None:
     reference = torchvision.models.resnet18()
     old = {key: value for key, value in reference.state_dict().items() if "num_batches" not in key}

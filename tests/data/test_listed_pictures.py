@@ -89,6 +89,20 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         Places205(root).samples("train")
 
 
+def test_what_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """It would be trained on, or tested, twice; and of two classes the last would count."""
+    root = places(tmp_path / "places", {**PLACES, "val": [*PLACES["val"], "./b//bar/4.jpg 1"]})
+    assert len(Places205(root).samples("train")) == 3
+    with pytest.raises(UserError, match=r"val_places205\.csv lists b/bar/4\.jpg more than once"):
+        Places205(root).samples("val")
+    path = inat(tmp_path / "inat") / "train2018.json"
+    tree = json.loads(path.read_text())
+    tree["annotations"].append({"id": 9, "image_id": 2, "category_id": 3})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"several annotations of the pictures with the ids 2, and each is"):
+        INat18(path.parent).samples("train")
+
+
 def test_what_is_missing_is_named_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fill in the form"):
         Places205(tmp_path / "absent")

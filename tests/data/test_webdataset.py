@@ -95,6 +95,17 @@ def test_a_sample_is_the_members_of_one_key(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["train-0.tar"]
 
 
+def test_the_ending_of_a_shard_may_be_in_capitals(shards: Path) -> None:
+    """Passed over, its samples would be missing without a word."""
+    (shards / "train-0001.tar").rename(shards / "train-0001.TAR")
+    (shards / "folder.tar").mkdir()
+    samples = WebDataset(shards).samples("train")
+    assert [sample.id.partition("/")[0] for sample in samples[:40:10]] == [
+        "train-0000", "train-0001", "train-0001", "train-0002",
+    ]  # fmt: skip
+    assert len(samples) == 40
+
+
 def test_pictures_are_read_in_place(shards: Path) -> None:
     samples = WebDataset(shards).samples("train")
     assert len(samples) == 40

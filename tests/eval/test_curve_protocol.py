@@ -13,6 +13,7 @@ from tiny import IMAGE_IMAGE
 
 from mmvicreg.eval import curve, knn, linear_image
 from mmvicreg.runs import CHECKPOINTS, open_run
+from mmvicreg.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,23 @@ def test_a_point_is_what_the_protocols_say_of_a_run_that_ended_there(
     assert [(event.step, event.value) for event in drawn] == [
         (point["step"], pytest.approx(point["linear"])) for point in points
     ]
+
+
+def test_checkpoints_of_one_epoch_have_rows_of_their_own(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is stopped within an epoch leaves one of the epochs before, as the weights before training are."""
+    stopped = tmp_path / "stopped"
+    shutil.copytree(trained, stopped, ignore=shutil.ignore_patterns("eval", "step-*8.pt"))
+    content = load_checkpoint(stopped / CHECKPOINTS / "step-000000004.pt")
+    for step, epoch in ((1, 0), (5, 2)):
+        position = {"step": step, "epoch": epoch, "seconds": 1.0}
+        save_checkpoint(stopped / CHECKPOINTS, step, {**content, "position": position}, keep=9)
+    report = curve.run(open_run(stopped), k=(3,), device="cpu")
+    assert [(p["epoch"], p["step"]) for p in report["points"]] == [(0, 0), (0, 1), (2, 4), (2, 5)]
+    shown = capsys.readouterr().out
+    for row in ("epoch 0, step 0", "epoch 0, step 1", "epoch 2, step 4", "epoch 2, step 5"):
+        assert row in shown
 
 
 def test_what_cannot_be_judged_is_refused(

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from mmvicreg.data.download import Downloader
 from mmvicreg.errors import UserError
-from mmvicreg.eval import classifier, subsets
+from mmvicreg.eval import classification, classifier, subsets
 from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import Schedule
@@ -154,6 +154,29 @@ def test_a_published_list_given_as_a_file_has_its_own_rates(
     rates = [[report["schedule"][name] for name in ("name", "encoder_lr", "head_lr")] for report in found]
     assert rates == [["other", 0.01, 0.1], ["1%", 0.03, 0.08]]
     assert "the 1 % published with SimCLR" in found[1]["chosen"]
+
+
+def test_published_rows_do_not_stand_beside_a_result_without_some_pictures(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "simclr-few.txt"
+    listed.write_bytes(b"train0-1.png\ntrain1-3.png\ntrain2-0.png\n")
+    first, second = subsets.LISTS.files
+    known = replace(subsets.LISTS, files=(replace(first, sha256=_digest(listed)), second))
+    monkeypatch.setattr(subsets, "LISTS", known)
+    monkeypatch.setitem(classification.WHOLE, "image-folder", (3, 18, 6))
+    words = ("--labels", listed, "--on-bad-sample", "skip", "--workers", 0, "--device", "cpu")
+    picture = Path(str(run.recipe.dataset.root)) / "val" / "c00" / "val0-0.png"
+    whole = picture.read_bytes()
+    found = []
+    for content in (whole, b"damaged"):
+        picture.write_bytes(content)
+        assert mmvicreg(monkeypatch, "eval", "finetune", run.path, *words) == 0
+        file = run.path / "eval" / f"finetune-list-simclr-few~{_digest(listed)[:8]}-val.json"
+        found.append(json.loads(file.read_text()))
+    picture.write_bytes(whole)
+    assert [(report["test"], report["skipped"]) for report in found] == [(6, 0), (5, 1)]
+    assert [{row["table"] for row in report["published"]} for report in found] == [{1}, set()]
 
 
 @pytest.mark.parametrize(

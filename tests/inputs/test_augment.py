@@ -214,6 +214,8 @@ def test_options_beside_a_name_beat_it() -> None:
     paper, mine = (Augmentation.model_validate(v) for v in ("paper", {"name": "paper", "blur": [0.9, 0]}))
     assert mine == paper.model_copy(update={"blur": (0.9, 0.0)})
     assert Augmentation.model_validate(mine.model_dump(mode="json")) == mine
+    one = Augmentation.model_validate({"name": "official", "blur": 0.5, "solarise": 0})
+    assert (one.blur, one.solarise) == ((0.5,), (0.0,))  # for both views alike
     assert not Augmentation().active
     assert Augmentation(blur=(0.0, 0.1)).active
 

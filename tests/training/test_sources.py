@@ -24,6 +24,7 @@ from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.registry import PROTOCOLS
 from mmvicreg.runs import open_run
+from mmvicreg.skipped import SKIPPED, read_skipped
 from mmvicreg.sources import FIRST, part_recipes
 from mmvicreg.training.log import read_lines
 
@@ -244,6 +245,26 @@ def test_a_source_that_was_moved_is_told_at_resume(tiny_shapes: Path, pictures: 
     app([*resume, *(word for setting in skip for word in ("--set", setting))], standalone_mode=False)
     after = open_run(tmp_path / "run").recipe.sources["pictures"].dataset
     assert (after.root, after.on_bad_sample) == (str(here), "skip")
+
+
+def test_what_a_source_cannot_read_is_skipped_by_its_own_option(
+    tiny_shapes: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """``--on-bad-sample`` is of the first data set; to name it would leave the run where it was."""
+    here = tmp_path / "here"
+    shutil.copytree(pictures, here)
+    bad = next((here / "train" / "c00").iterdir())
+    bad.write_bytes(b"damaged")
+    recipe = two_sources(tiny_shapes, here)
+    option = "sources.pictures.dataset.on_bad_sample=skip"
+    with pytest.raises(
+        UserError, match=rf"source 'pictures': .*{bad.name}.*cannot be read: --set {option}\)"
+    ):
+        start(tmp_path / "run", recipe).train()
+    start(tmp_path / "again", two_sources(tiny_shapes, here, option)).train()
+    (one,) = read_skipped(tmp_path / "again" / SKIPPED)
+    # a sample of the first data set may have the same id, and each has its line
+    assert (one.id, one.file) == (f"pictures:train/c00/{bad.name}", str(bad))
 
 
 def test_nan_names_the_source_and_its_samples(tiny_shapes: Path, pictures: Path, tmp_path: Path) -> None:
