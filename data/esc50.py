@@ -16,7 +16,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card, RemoteFile, TableFilter
 from mmvicreg.data.esc50_published import ESC10, TARGETS, check_listed, published_faults
 from mmvicreg.data.folds import published_source
-from mmvicreg.data.reader import Reader, check_inside, check_present, not_here, shorten
+from mmvicreg.data.reader import Reader, check_inside, check_present, duplicates, not_here, shorten
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Sample
 
@@ -189,7 +189,7 @@ def read_rows(path: Path, *, esc10: bool) -> list[Row]:
         esc10: the column ``esc10`` is needed.
 
     Raises:
-        UserError: not such a table, a missing column, a malformed or repeated row, a target with two
+        UserError: not such a table, a missing or doubled column, a malformed or repeated row, a target with two
             names, or a source whose fragments lie in two folds; the row is named.
     """
     try:
@@ -201,6 +201,13 @@ def read_rows(path: Path, *, esc10: bool) -> list[Row]:
                 raise UserError(
                     f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
                     f"it has {', '.join(header) or 'nothing'}"
+                )
+            if twice := duplicates(
+                name for name in header if name
+            ):  # the last would be read, whichever it is
+                raise UserError(
+                    f"the first line of {path} names the column {shorten(twice)} more than once; rename or remove all "
+                    "but one"
                 )
             rows = [_row(cells, f"{path}, line {table.line_num}") for cells in table]
     except OSError as error:
@@ -231,6 +238,8 @@ def _row(cells: Mapping[str | None, str | None], where: str) -> Row:
             raise UserError(f"{where}: the {column} {number} is below {least}")
         return number
 
+    if None in cells:
+        raise UserError(f"{where}: more cells than columns; a value with a comma needs quotes")
     flag = (cells.get("esc10") or "False").strip().lower()
     if flag not in {"true", "false"}:
         raise UserError(f"{where}: the column esc10 says '{flag}', not True or False")

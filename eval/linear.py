@@ -32,7 +32,7 @@ from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, short, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import groups_of, labels_of, other_split, related, tasks_of
+from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, tasks_of
 from mmvicreg.eval.trained_data import changed_data, elsewhere, in_doubt
 from mmvicreg.runs import Run, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
@@ -108,6 +108,9 @@ def run(
         samples, _ = tasks_of(members[0], data, own=own, fold=fold, split=split)
         skipped = find_skipped(members[0], _branches(members[0]), samples)
         data = without(data, skipped)
+    for number, member in runs.items():
+        samples, tasks = tasks_of(member, data, own=own, fold=number or fold, split=split)
+        check_tasks(samples, tasks, data)
     labelled = None
     if own and fold in (None, members[0].recipe.dataset.fold):
         labelled = _supervised(

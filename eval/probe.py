@@ -102,14 +102,8 @@ def probe(
     Raises:
         UserError: fewer than two classes or groups among the training samples.
     """
-    if len(np.unique(train_labels)) < 2:
-        raise UserError("a linear probe needs training samples of at least two classes")
+    check_training(train_labels, groups)
     x, fold = train.astype(np.float64), len(set(groups))
-    if fold < 2:
-        raise UserError(
-            "a linear probe chooses its penalty by leaving out groups, and all training samples are of "
-            "one group"
-        )
     splits = list(GroupKFold(min(fold, _INNER_FOLDS)).split(x, train_labels, groups))
     right = [
         sum(
@@ -132,6 +126,20 @@ def probe(
         alpha=best,
         width=train.shape[1],
     )
+
+
+def check_training(labels: Integers, groups: Sequence[str]) -> None:
+    """Refuse training samples that :func:`probe` cannot learn from: ``(n,)`` labels, and their groups.
+
+    Raises:
+        UserError: fewer than two classes or groups.
+    """
+    if len(np.unique(labels)) < 2:
+        raise UserError("a linear probe needs training samples of at least two classes")
+    if len(set(groups)) < 2:
+        raise UserError(
+            "a linear probe chooses its penalty by leaving out groups, and all training samples are of one group"
+        )
 
 
 def chance_level(train_labels: Integers, test_labels: Integers, *, classes: int) -> float:

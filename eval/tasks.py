@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mmvicreg.config import SeenConfig
 from mmvicreg.datasets import evaluation_split, fold_number, in_folds
 from mmvicreg.errors import UserError
-from mmvicreg.eval.probe import Task
+from mmvicreg.eval.probe import Task, check_training
 from mmvicreg.registry import DATASETS
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
@@ -151,6 +151,28 @@ def labels_of(samples: Sequence[Sample], data: DataSet) -> npt.NDArray[np.int64]
             f"{len(missing)} samples of {data.name} at {data.root} have no label, first '{missing[0]}'"
         )
     return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def check_tasks(samples: Sequence[Sample], tasks: Sequence[Task], data: DataSet) -> None:
+    """Refuse, before anything is encoded, tasks that no probe can be trained or tested on.
+
+    Raises:
+        UserError: no labels, training samples of one class or one group, or nothing to test on.
+    """
+    labels = labels_of(samples, data)
+    for task in tasks:
+        where = f"{data.name} at {data.root}, tested on {task_name(task)}"
+        if len(task.test) == 0:
+            raise UserError(f"{where}: no sample is left to test on")
+        try:
+            check_training(labels[task.train], groups_of([samples[i] for i in task.train]))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+
+
+def task_name(task: Task) -> str:
+    """What a task is tested on, in words."""
+    return f"fold {task.name}" if task.name.isdigit() else f"the split '{task.name}'"
 
 
 def groups_of(samples: Sequence[Sample]) -> list[str]:

@@ -167,22 +167,32 @@ def settle(recipe: Recipe) -> Recipe:
         # a link stays one: the files of a manifest lie beside it, not beside what it points to
         return config.model_copy(update={"root": str(Path(config.root).expanduser().absolute())})
 
+    def model(options: dict[str, Any]) -> dict[str, Any]:
+        """A text model's folder, which a name of the hub may be as well: as transformers does, what is there counts."""
+        name = options.get("model")
+        return {**options, "model": absolute(name)} if name is not None and Path(name).is_dir() else options
+
     def branch(config: BranchConfig) -> BranchConfig:
         update: dict[str, Any] = {}
         if config.init is not None:
             update["init"] = config.init.model_copy(update={"source": absolute(config.init.source)})
         if names_weights(config) and Path(config.encoder["weights"]).expanduser().exists():
             update["encoder"] = {**config.encoder, "weights": absolute(config.encoder["weights"])}
+        if config.encoder["name"] == "transformers":
+            update["encoder"] = model(config.encoder)
         return config.model_copy(update=update)
 
     sources = {
         name: source.model_copy(update={"dataset": data(source.dataset)})
         for name, source in recipe.sources.items()
     }
-    branches = {name: branch(config) for name, config in recipe.branches.items()}
-    return recipe.model_copy(
-        update={"dataset": data(recipe.dataset), "sources": sources, "branches": branches}
-    )
+    update = {
+        "dataset": data(recipe.dataset),
+        "sources": sources,
+        "inputs": {name: model(options) for name, options in recipe.inputs.items()},
+        "branches": {name: branch(config) for name, config in recipe.branches.items()},
+    }
+    return recipe.model_copy(update=update)
 
 
 def names_weights(config: BranchConfig) -> bool:

@@ -244,12 +244,15 @@ def resize_crop(x: Tensor, *, octaves: tuple[float, float], draws: Tensor) -> Te
         octaves: the window's frames, and its mels, are those of ``x`` times 2 to the power of plus or minus this.
         draws: ``(n, 4)`` uniforms: how many frames, how many mels, and where along either axis.
     """
+    draws = draws.to(x.dtype)
     size = 2 ** ((2 * draws[:, :2] - 1) * draws.new_tensor(octaves))
     centre = (2 * draws[:, 2:] - 1) * (1 - size).abs()
     # affine_grid's first coordinate is the last axis
     windows = torch.cat([torch.diag_embed(size), centre.unsqueeze(2)], dim=2)
-    places = functional.affine_grid(windows, [len(x), 1, *x.shape[1:]], align_corners=False)
-    return functional.grid_sample(x.unsqueeze(1), places, align_corners=False).squeeze(1)
+    # affine_grid is a matrix product: autocast would round places to bfloat16, 256 of them from edge to edge
+    with torch.autocast(x.device.type, enabled=False):
+        places = functional.affine_grid(windows, [len(x), 1, *x.shape[1:]], align_corners=False)
+        return functional.grid_sample(x.unsqueeze(1), places, align_corners=False).squeeze(1)
 
 
 def mask(x: Tensor, *, dim: int, width: float, draws: Tensor) -> Tensor:

@@ -287,6 +287,17 @@ def test_resize_crop_reads_a_window_between_its_points() -> None:
     assert min(wider, within) > 20
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_resize_crop_is_as_exact_in_every_precision_of_training(precision: str) -> None:
+    x, draws = torch.rand(4, 23, 400), torch.rand(4, 4)
+    expected = resize_crop(x, octaves=(1.0, 0.6), draws=draws)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        given = x.double() if precision == "fp64" else x
+        shown = resize_crop(given, octaves=(1.0, 0.6), draws=draws)
+    assert shown.dtype == given.dtype
+    torch.testing.assert_close(shown.float(), expected, atol=1e-3, rtol=0)
+
+
 def test_resize_crop_is_for_training_and_keeps_range_and_silence() -> None:
     f = frontend(resize_time=1.0, resize_frequency=0.5).train()
     waves = torch.stack([clip(), torch.zeros(RATE, dtype=torch.int16)] * 8)

@@ -115,6 +115,18 @@ def test_truncated_table(tmp_path: Path) -> None:
         Esc50(tmp_path)
 
 
+def test_a_column_named_twice_and_a_comma_that_moves_the_cells(tmp_path: Path) -> None:
+    """Neither may decide in silence which fold or source a recording is of."""
+    path = layouts.esc(tmp_path) / "meta" / "esc50.csv"
+    header, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},fold", f"{first},2", *(f"{row},1" for row in rest)]))
+    with pytest.raises(UserError, match=r"esc50\.csv names the column fold more than once"):
+        Esc50(tmp_path)
+    path.write_text("\n".join(["filename,fold,target,category,src_file", "a.wav,1,0,dog, barking,1000"]))
+    with pytest.raises(UserError, match="line 2: more cells than columns"):
+        Esc50(tmp_path)
+
+
 def test_missing_recordings(tmp_path: Path) -> None:
     layouts.esc(tmp_path)
     (tmp_path / "audio" / "2-2007-A-7.wav").unlink()

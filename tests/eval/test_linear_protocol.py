@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,35 @@ def test_data_without_labels_are_refused(tmp_path: Path, judge: Any) -> None:
     folds.parts["fold1"][0] = Sample(id=first.id, audio=first.audio, fold=1)
     with pytest.raises(UserError, match="1 samples of tones at somewhere have no label, first 'f1-0'"):
         judge(_run(tmp_path, folds), table)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("class", "of at least two classes"),
+        ("group", "all training samples are of one group"),
+        ("test", "no sample is left to test on"),
+    ],
+)
+def test_what_no_probe_can_be_trained_or_tested_on_is_refused_before_encoding(
+    tmp_path: Path, judge: Any, what: str, message: str
+) -> None:
+    data, _ = _folds(2)
+    for part in data.parts.values():
+        part[:] = [
+            replace(
+                sample,
+                label=0 if what == "class" else sample.label,
+                group="one" if what == "group" else sample.group,
+            )
+            for sample in part
+        ]
+    run = _run(tmp_path, data)
+    if what == "test":
+        data.parts["fold1"].clear()
+    with pytest.raises(UserError, match=f"tones at somewhere, tested on fold 1: .*{message}"):
+        judge(run, {})  # a table without any vectors: encoding would be a KeyError
+    assert not (run.path / "eval").exists()
 
 
 def test_text_is_not_probed(tmp_path: Path, judge: Any) -> None:

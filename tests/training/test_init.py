@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 from tiny import IMAGE_IMAGE, as_flags, tiny_recipe, untrained_run
 
-from mmvicreg.branches.init import pin
+from mmvicreg.branches.init import pin, settle
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe, SeenConfig
 from mmvicreg.errors import UserError
@@ -210,3 +210,21 @@ def test_a_run_means_the_same_from_another_folder(
     now = encoder(run, "image", untrained=True)
     assert equal({key.removeprefix("network."): value for key, value in now.items()}, began)
     assert len(run.dataset().samples("train"))
+
+
+def test_a_text_model_s_folder_is_the_same_from_anywhere_and_a_hub_name_stays_one(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bert").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, meant in (("bert", str(tmp_path / "bert")), ("bert-base-uncased", "bert-base-uncased")):
+        recipe = tiny_recipe(
+            "image-text",
+            tiny_shapes,
+            f"inputs.text={{tokenizer: transformers, model: {name}}}",
+            f"branches.text.encoder={{name: transformers, model: {name}}}",
+        )
+        settled = settle(recipe)
+        assert settled.inputs["text"]["model"] == meant
+        assert settled.branches["text"].encoder["model"] == meant
+        assert settled.inputs["image"] == recipe.inputs["image"]
