@@ -202,9 +202,8 @@ def read_rows(path: Path, *, esc10: bool) -> list[Row]:
                     f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
                     f"it has {', '.join(header) or 'nothing'}"
                 )
-            if twice := duplicates(
-                name for name in header if name
-            ):  # the last would be read, whichever it is
+            twice = duplicates(name for name in header if name)
+            if twice:  # the last would be read, whichever it is
                 raise UserError(
                     f"the first line of {path} names the column {shorten(twice)} more than once; rename or remove all "
                     "but one"
