@@ -329,6 +329,11 @@ def test_clips_of_no_length_are_refused(seconds: str, samples: int) -> None:
     assert tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=0.0005")
 
 
+def test_clips_of_more_than_an_hour_are_refused() -> None:
+    with pytest.raises(UserError, match=r"audio\.seconds: Input should be less than or equal to 3600"):
+        tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=1e300")
+
+
 @pytest.mark.parametrize("setting", ["training.epochs", "", "=5", " =5", "x"])
 def test_a_malformed_setting_is_shown(setting: str) -> None:
     with pytest.raises(UserError, match=rf"key=value.*'{setting}'|unknown key ''"):

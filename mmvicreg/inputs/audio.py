@@ -27,11 +27,24 @@ class Mix(Strict):
     """Another training recording under the clip, brought to the same loudness (RMS)."""
 
     amplitude: tuple[Unit, Unit] = (0.05, 1.0)
-    """Least and largest amplitude of the other, drawn between them, in units of the clip's own."""
+    """Least and largest amplitude of the other, drawn between them, in units of the clip's own; one number is the
+    largest, and 0 the least."""
     probability: Unit = 0.5
     share: bool = False
     """Draw once for all views of a sample whether to mix, with which recording and how loud, so that each view is
     of one and the same mixture; every view still has its own crop, speed and shift, of both recordings."""
+
+    @field_validator("amplitude", mode="before")
+    @classmethod
+    def _largest(cls, value: Any) -> Any:
+        return value if isinstance(value, bool) or not isinstance(value, int | float) else (0, value)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Mix:
+        least, largest = self.amplitude
+        if least > largest:
+            raise ValueError(f"amplitude: the least, {least:g}, is above the largest, {largest:g}")
+        return self
 
 
 class AudioInput(Input):
@@ -49,7 +62,7 @@ class AudioInput(Input):
 
         sample_rate: Annotated[int, Field(ge=1000)] = 44100
         """Hz."""
-        seconds: Annotated[float, Field(gt=0)] = 5.0
+        seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
         speed: Annotated[float, Field(ge=0, le=2)] = 0.0
         """Training: playback faster or slower by up to this many octaves; pitch and tempo change together."""
         shift: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -233,7 +233,10 @@ def test_a_number_is_the_largest_amplitude_and_none_mixes_nothing() -> None:
     assert mixing is not None
     assert (mixing.amplitude, mixing.probability, mixing.share) == ((0, 0.3), 1, False)
     assert AudioInput.Config.model_validate({"mix": 0}).mix is None
-    for wrong in (1.5, True, {"share": "perhaps"}, {"amplitude": [0.5]}):
+    shared = AudioInput.Config.model_validate({"mix": {"amplitude": 0.3, "share": True}}).mix
+    assert shared is not None
+    assert (shared.amplitude, shared.probability) == ((0, 0.3), 0.5)
+    for wrong in (1.5, True, {"share": "perhaps"}, {"amplitude": [0.5]}, {"amplitude": [0.5, 0.2]}):
         with pytest.raises(ValueError, match="mix"):
             AudioInput.Config.model_validate({"mix": wrong})
 
