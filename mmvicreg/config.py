@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from mmvicreg import registry
-from mmvicreg.explain import explain
 from mmvicreg.graph import check_branches, check_edges, check_sources
 from mmvicreg.strict import Strict, component
 
@@ -375,16 +375,28 @@ class Recipe(Strict):
 
 
 def _input(name: str, options: Any) -> dict[str, Any]:
-    """The options of one input, filled in; an input is registered under the name it has in the recipe."""
-    if not isinstance(options, Mapping | None):
-        raise ValueError(f"{name}: expected a mapping from options to values")
-    given = {"name": name, **(options or {})}
-    if given["name"] != name:
-        raise ValueError(f"{name}.name is '{given['name']}': an input is called by its kind")
+    """The options of one input, filled in; an input is registered under the name it has in the recipe.
+
+    Raises:
+        ValidationError: with the places of its problems from ``inputs`` on.
+    """
     try:
+        if not isinstance(options, Mapping | None):
+            raise ValueError("expected a mapping from options to values")
+        given = {"name": name, **(options or {})}
+        if given["name"] != name:
+            raise ValueError(f"name is '{given['name']}': an input is called by its kind")
         return component(given, registry.INPUTS)
     except ValidationError as error:
-        problems = (
-            explain({**problem, "loc": (name, *problem["loc"])}, Recipe) for problem in error.errors()
-        )
-        raise ValueError("; ".join(problems)) from error
+        problems = [
+            InitErrorDetails(
+                type=problem["type"],
+                loc=(name, *problem["loc"]),
+                input=problem["input"],
+                ctx=problem.get("ctx", {}),
+            )
+            for problem in error.errors()
+        ]
+    except ValueError as error:
+        problems = [InitErrorDetails(type="value_error", loc=(name,), input=options, ctx={"error": error})]
+    raise ValidationError.from_exception_data("inputs", problems)

@@ -119,13 +119,18 @@ def parse_recipe(tree: Mapping[str, Any], *, source: str, given: Mapping[str, An
     except ValidationError as error:
         problems = [explain(problem, Recipe) for problem in error.errors()]
         named = "; ".join(problems)
-        own = {
-            key: value
-            for key, value in (given or {}).items()
-            if re.search(rf"(^|; ){re.escape(key)}\b", named)
-        }
+        own = {key: value for key, value in (given or {}).items() if _is_named(key, named)}
         asked = "".join(f" with {key}={value}" for key, value in own.items())
         raise UserError(f"{source}{asked}: {named}") from error
+
+
+def _is_named(key: str, problems: str) -> bool:
+    """Whether problems are about a dotted key, or about what holds it and they speak of it (``a.b: c is ...``)."""
+    parent, _, leaf = key.rpartition(".")
+    place = rf"(^|; ){re.escape(key)}\b"
+    if parent:
+        place += rf"|(^|; ){re.escape(parent)}: [^;]*\b{re.escape(leaf)}\b"
+    return re.search(place, problems) is not None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -280,7 +280,7 @@ def test_plain_accumulation_is_refused_with_the_reason_and_the_way_out(key: str)
         ("inputs.image=5", "image"),
         ("inputs.image=[1]", "image"),
         ("inputs.image=abc", "image"),
-        ("inputs.image.name=audio", r"image\.name is 'audio'"),
+        ("inputs.image.name=audio", r"inputs\.image: name is 'audio'"),
         ("inputs.image.size=4", r"image\.size"),
         ("inputs.image.crop_area=[0.9, 0.1]", r"image\.crop_area"),
         ("inputs.image.crop_area=[0, 2]", r"image\.crop_area"),
@@ -323,7 +323,7 @@ def test_a_mel_of_another_rate_than_its_recording_is_refused() -> None:
 @pytest.mark.parametrize(("seconds", "samples"), [("0.0001", 0), ("0.0003", 1)])
 def test_clips_of_no_length_are_refused(seconds: str, samples: int) -> None:
     with pytest.raises(
-        UserError, match=rf"inputs: audio: seconds {seconds} are {samples} samples at 4000 Hz"
+        UserError, match=rf"inputs\.audio: seconds {seconds} are {samples} samples at 4000 Hz"
     ):
         tiny_recipe("wave-mel", Path("unused"), f"inputs.audio.seconds={seconds}")
     assert tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=0.0005")
@@ -332,6 +332,33 @@ def test_clips_of_no_length_are_refused(seconds: str, samples: int) -> None:
 def test_clips_of_more_than_an_hour_are_refused() -> None:
     with pytest.raises(UserError, match=r"audio\.seconds: Input should be less than or equal to 3600"):
         tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=1e300")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("inputs.audio.seconds=-3", "inputs.audio.seconds: Input should be greater than 0"),
+        ("inputs.audio.seconds=0.0001", "inputs.audio: seconds 0.0001 are 0 samples"),
+        ("inputs.audio.secnds=3", "inputs.audio: unknown key 'secnds' .* did you mean 'seconds'"),
+        ("inputs.audio.mix.amplitude=2", "inputs.audio.mix.amplitude"),
+        ("inputs.audio.name=image", "inputs.audio: name is 'image': an input is called by its kind"),
+        ("inputs.audio=3", "inputs.audio: expected a mapping"),
+        ("branches.mel.frontend.n_mels=-1", "branches.mel.frontend.n_mels: Input should be"),
+        ("optimizer.momentum=0.3", "optimizer: momentum is an option of sgd"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_as_it_was_given(setting: str, problem: str) -> None:
+    with pytest.raises(UserError, match=rf" with {re.escape(setting)}: {problem}"):
+        tiny_recipe("wave-mel", Path("unused"), setting)
+
+
+def test_a_setting_that_is_not_at_fault_is_not_named() -> None:
+    with pytest.raises(
+        UserError, match=r" with inputs\.audio\.seconds=-3: inputs\.audio\.seconds: "
+    ) as refused:
+        tiny_recipe("wave-mel", Path("unused"), "inputs.audio.seconds=-3", "inputs.audio.shift=0.1", "seed=1")
+    assert "shift" not in str(refused.value)
+    assert "seed" not in str(refused.value)
 
 
 @pytest.mark.parametrize("setting", ["training.epochs", "", "=5", " =5", "x"])
