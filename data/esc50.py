@@ -7,6 +7,7 @@ Piczak 2015, "ESC: Dataset for Environmental Sound Classification". Fragments of
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,13 +230,12 @@ def _row(cells: Mapping[str | None, str | None], where: str) -> Row:
         return value.strip()
 
     def whole(column: str, least: int) -> int:
-        try:
-            number = int(text(column))
-        except ValueError:
-            raise UserError(f"{where}: the {column} '{text(column)}' is not a whole number") from None
-        if number < least:
-            raise UserError(f"{where}: the {column} {number} is below {least}")
-        return number
+        value = text(column)
+        if re.fullmatch(r"-?[0-9]{1,9}", value) is None:  # int() takes 1_0 too, and numbers without end
+            raise UserError(f"{where}: the {column} '{value}' is not a whole number")
+        if int(value) < least:
+            raise UserError(f"{where}: the {column} {value} is below {least}")
+        return int(value)
 
     if None in cells:
         raise UserError(f"{where}: more cells than columns; a value with a comma needs quotes")

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from mmvicreg.data.card import Card
 from mmvicreg.data.files import list_folder
+from mmvicreg.data.folds import published_source
 from mmvicreg.data.names import check_split
 from mmvicreg.data.reader import (
     Reader,
@@ -312,6 +313,23 @@ def _check_whole(rows: list[Row], path: Path) -> None:
                     f"{row.where}: the {field} '{value}' lies in {_part(row)} and, in {other.where}, in "
                     f"{_part(other)}; a {field} must not straddle folds or splits"
                 )
+    _check_sources(rows)
+
+
+def _check_sources(rows: list[Row]) -> None:
+    """Refuse folds or splits that divide a source of recordings, where names give one for certain and no group."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        source = published_source(row.audio) if row.audio is not None and row.group is None else None
+        if source is None:
+            continue
+        other = first.setdefault(source, row)
+        if (row.fold, row.split) != (other.fold, other.split):
+            raise UserError(
+                f"{row.where}: {row.audio} lies in {_part(row)}, and {other.audio} in {_part(other)} ({other.where}); "
+                f"by their names they are of one source, {source}, which must not straddle folds or splits (a column "
+                "group would say otherwise)"
+            )
 
 
 def _id(row: Row) -> str:

@@ -35,6 +35,8 @@ _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+"""What a compressed tar is called."""
 _ORDER = ("train", "val", "test")
 _FORMAT = 1
 _BLOCK = 512
@@ -122,8 +124,14 @@ def find_shards(root: Path) -> list[Path]:
             f"--data-root {text}: shards are read from files, at their offsets; mount or copy them, and give their path"
         )
     if root.is_dir():
-        inside = itertools.chain(root.glob("*"), root.glob("*/*"))
-        shards = sorted(path for path in inside if path.suffix.lower() == ".tar" and path.is_file())
+        files = itertools.chain(root.glob("*"), root.glob("*/*"))
+        inside = [path for path in files if not path.name.startswith(".") and path.is_file()]
+        if packed := sorted(str(path.relative_to(root)) for path in inside if _PACKED.search(path.name)):
+            raise UserError(
+                f"{root} holds compressed shards, which cannot be read at their offsets: {shorten(packed)}; unpack "
+                "them to .tar, or, to leave them out, name the others by a pattern"
+            )
+        shards = sorted(path for path in inside if path.suffix.lower() == ".tar")
         if not shards:
             raise UserError(
                 f"no shards at {root}: neither it nor its folders hold a .tar. {WebDataset.card.manual}"

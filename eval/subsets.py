@@ -8,8 +8,10 @@ of the larger one. Or a user's own list of files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -177,13 +179,9 @@ def rows_of(samples: Sequence[Sample], path: Path, *, classes: Sequence[str] = (
         raise UserError(f"the list {path} names no files")
     if twice := duplicates(names):
         raise UserError(f"the list {path} names {shorten(twice)} more than once")
-    whole: dict[str, list[int]] = {name: [] for name in names}
-    short: dict[str, list[int]] = {name: [] for name in names}
-    for row, sample in enumerate(samples):
-        for found, keys in zip((whole, short), _spellings(sample, classes), strict=True):
-            for key in keys & found.keys():
-                found[key].append(row)
-    rows = {name: whole[name] or short[name] for name in names}
+    rows = _find(names, samples, classes)
+    if lost := [name for name in names if not rows[name]]:  # a Mac's archive spells é as two characters
+        rows |= _find(lost, samples, classes, form=partial(unicodedata.normalize, "NFC"))
     if missing := [name for name in names if not rows[name]]:
         raise UserError(
             f"{len(missing):,} of {len(names):,} files listed in {path} are not among the {len(samples):,} training "
@@ -201,6 +199,19 @@ def rows_of(samples: Sequence[Sample], path: Path, *, classes: Sequence[str] = (
         if (first := named.setdefault(rows[name][0], name)) != name:
             raise UserError(f"the list {path} names one picture twice, as {first} and as {name}; leave one")
     return np.array(sorted(named), dtype=np.int64)
+
+
+def _find(
+    names: Sequence[str], samples: Sequence[Sample], classes: Sequence[str], form: Callable[[str], str] = str
+) -> dict[str, list[int]]:
+    """Rows of the samples that each name may mean, whole ids before shorter names; ``form``: of names to compare."""
+    whole: dict[str, list[int]] = {form(name): [] for name in names}
+    short: dict[str, list[int]] = {form(name): [] for name in names}
+    for row, sample in enumerate(samples):
+        for found, keys in zip((whole, short), _spellings(sample, classes), strict=True):
+            for key in {form(key) for key in keys} & found.keys():
+                found[key].append(row)
+    return {name: whole[form(name)] or short[form(name)] for name in names}
 
 
 def _spellings(sample: Sample, classes: Sequence[str]) -> tuple[set[str], set[str]]:

@@ -75,6 +75,8 @@ def broken(**changes: object) -> list[dict[str, object]]:
     ("rows", "message"),
     [
         (broken(fold="two"), r"line 5: the fold 'two' is not a whole number"),
+        (broken(fold="1_0"), r"line 5: the fold '1_0' is not a whole number"),
+        (broken(fold="1" * 20), r"line 5: the fold '1+' is not a whole number"),
         (broken(fold=0), r"line 5: the fold 0 is below 1"),
         (broken(target="x"), r"line 5: the target 'x'"),
         (broken(category=""), r"line 5: the column category is empty"),

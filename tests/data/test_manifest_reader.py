@@ -155,6 +155,14 @@ def test_a_byte_order_mark_and_columns_of_ones_own(tmp_path: Path) -> None:
             r"line \d: the group 'g' lies in the split 'test' and, in .*line \d, in the split 'train'",
         ),
         (
+            [{"audio": f"{f}-1234-{take}-0.wav", "fold": f} for f, take in ((1, "A"), (2, "B"))],
+            r"line \d: 2-1234-B-0\.wav lies in fold 2, and 1-1234-A-0\.wav in fold 1 .* one source, 1234, .*group",
+        ),
+        (
+            [{"audio": f"{s}/0a7c2a8d_nohash_{s}.wav", "split": f"s{s}"} for s in (0, 1)],
+            "in the split 's1', and .* in the split 's0' .* one source, 0a7c2a8d",
+        ),
+        (
             [{"audio": "a/0.wav", "fold": 1}, {"audio": "./a/0.wav", "fold": 2}],
             r"line \d lists the recording '\./a/0\.wav' again \(first in .*line \d\)",
         ),
@@ -180,6 +188,13 @@ def test_malformed_rows(tmp_path: Path, kind: str, rows: Rows, message: str) -> 
     with pytest.raises(UserError, match=message) as caught:
         Manifest(path).samples("all")
     assert str(path) in str(caught.value)
+
+
+def test_a_group_goes_before_what_names_say(tmp_path: Path) -> None:
+    layouts.recording(tmp_path / "1-1234-A-0.wav")
+    layouts.recording(tmp_path / "2-1234-B-0.wav")
+    rows = [{"audio": f"{f}-1234-{t}-0.wav", "fold": f, "group": t} for f, t in ((1, "A"), (2, "B"))]
+    assert Manifest(write(tmp_path, rows, "csv")).splits() == ("fold1", "fold2")
 
 
 def test_one_file_written_in_two_ways_is_one_picture(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -252,6 +253,23 @@ def test_what_is_no_whole_tar_is_named(shards: Path, damage: str) -> None:
     with pytest.raises(UserError, match=r"train-0001\.tar is not a whole uncompressed tar"):
         WebDataset(shards).samples("train")
     assert len(WebDataset(shards).samples("val")) == 7
+
+
+@pytest.mark.parametrize("name", ["more.tar.gz", "more/b.TGZ", "more.tar.zst"])
+def test_compressed_shards_beside_plain_ones_are_named(shards: Path, name: str) -> None:
+    (shards / name).parent.mkdir(exist_ok=True)
+    (shards / name).write_bytes(b"")
+    with pytest.raises(
+        UserError, match=rf"holds compressed shards.*: {re.escape(name)}; unpack them .*pattern"
+    ):
+        WebDataset(shards)
+    assert len(WebDataset(shards / "train-000{0,1}.tar").samples("train")) > 0
+
+
+def test_what_a_mac_leaves_beside_a_shard_is_none(shards: Path) -> None:
+    before = [sample.id for sample in WebDataset(shards).samples("all")]
+    (shards / "._train-0000.tar").write_bytes(b"Mac OS X")
+    assert [sample.id for sample in WebDataset(shards).samples("all")] == before
 
 
 def test_places_without_shards(shards: Path, tmp_path: Path) -> None:

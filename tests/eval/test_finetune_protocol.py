@@ -200,6 +200,23 @@ def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
 
 
+def test_a_list_in_another_unicode_form_than_the_folder(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    samples = [Sample(id=f"{apart}/{i}.png", image=Path(f"/d/{apart}/{i}.png")) for i in (1, 2)]
+
+    def rows(*names: str) -> list[int]:
+        (tmp_path / "list").write_text("\n".join(names), encoding="utf-8")
+        return subsets.rows_of(samples, tmp_path / "list").tolist()
+
+    assert rows(f"{composed}/2.png") == rows(f"{apart}/2.png") == [1]
+    with pytest.raises(UserError, match="names one picture twice"):
+        rows(f"{composed}/2.png", f"{apart}/2.png")
+    samples.append(
+        Sample(id=f"{composed}/2.png", image=Path(f"/d/{composed}/2.png"))
+    )  # a Linux folder may have both
+    assert rows(f"{composed}/2.png", f"{apart}/2.png") == [1, 2]
+
+
 def test_lists_of_pictures_in_folders_inside_their_classes(tmp_path: Path) -> None:
     paths = ["x/s0/0.png", "x/s1/1.png", "x/1.png", "y/s0/0.png", "y/s1/2.png", "y/s2/2.png"]
     samples = [
