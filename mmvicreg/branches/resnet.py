@@ -94,7 +94,7 @@ class ResNet(nn.Module):
             self.network,
             state,
             what=f"{what}, for {_name(type(self))},",
-            way_out=self._way_out(state),
+            way_out=lambda: self._way_out(state),
         )
 
     def _way_out(self, state: Mapping[str, Tensor]) -> str:

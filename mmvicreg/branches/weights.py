@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -132,7 +132,9 @@ def _read(path: Path, source: str) -> Any:
         raise UserError(f"cannot read the weights {source}{where}: {reason}; {WAY_OUT}") from error
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str) -> None:
+def load_strictly(
+    module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str | Callable[[], str]
+) -> None:
     """Load ``state`` into ``module``; every key must be there, in its shape, and no other.
 
     BatchNorm's count of batches may lack, as in files from before torch 0.4.1: it is 0 then, as torch has it.
@@ -141,7 +143,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
         module: what to load into.
         state: parameter and buffer names to tensors.
         what: the weights, in words for the message.
-        way_out: what to do when they do not fit.
+        way_out: what to do when they do not fit, or what finds that out (asked only then).
 
     Raises:
         UserError: they do not fit; the differing keys are listed, a few of each kind.
@@ -165,7 +167,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, what: str, 
         if keys
     ]
     if problems:
-        raise UserError(f"{what} do not fit ({'; '.join(problems)}); {way_out}")
+        advice = way_out() if callable(way_out) else way_out
+        raise UserError(f"{what} do not fit ({'; '.join(problems)}); {advice}")
     module.load_state_dict(state)
 
 
