@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from mmvicreg.eval.labelled import Labelled, image_branches
-from mmvicreg.eval.output import Report, number, origin, say_skipped, short, write_report
+from mmvicreg.eval.output import Report, number, origin, say_skipped, short
 from mmvicreg.eval.probe import TOP5_CLASSES, chance_level
 from mmvicreg.eval.published import published
 from mmvicreg.eval.trained_data import elsewhere
@@ -181,12 +181,6 @@ def show(
         more.append(f"No published row for {report['dataset']} in this setting.")
     for note in (*notes, *more):
         out.print(note, soft_wrap=True)
-
-
-def save(file: Path, report: Report) -> None:
-    """Write a result into the run folder and say where; last, so that it has been shown whatever happens here."""
-    write_report(file, report)
-    console().print(f"Written: {file}", soft_wrap=True)
 
 
 def _cell(value: object) -> str:

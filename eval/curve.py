@@ -14,10 +14,10 @@ from pathlib import Path
 
 from mmvicreg.errors import UserError
 from mmvicreg.eval import knn
-from mmvicreg.eval.classification import about, announce, report_file, save, show
+from mmvicreg.eval.classification import about, announce, report_file, show
 from mmvicreg.eval.labelled import DataOptions, image_branch, labelled_data
 from mmvicreg.eval.linear_image import quick_probe
-from mmvicreg.eval.output import Report, command_line
+from mmvicreg.eval.output import Report, command_line, save
 from mmvicreg.eval.readable import readable
 from mmvicreg.metrics.neighbours import check_votes
 from mmvicreg.runs import Run

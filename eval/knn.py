@@ -20,13 +20,12 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
-    save,
     show,
     tops,
 )
 from mmvicreg.eval.features import Space, check_space, features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line
+from mmvicreg.eval.output import Report, command_line, save
 from mmvicreg.eval.readable import readable
 from mmvicreg.metrics import neighbour_credit
 from mmvicreg.metrics.neighbours import Weighting, check_votes

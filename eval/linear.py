@@ -29,12 +29,12 @@ from mmvicreg.eval.fold_runs import check_finished, check_fold_runs, one_of
 from mmvicreg.eval.linear_report import compared, summarise
 from mmvicreg.eval.linear_rivals import open_rival
 from mmvicreg.eval.linear_table import show
-from mmvicreg.eval.output import Report, bad_sample_flag, command_line, short, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, save, short, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
 from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, tasks_of
 from mmvicreg.eval.trained_data import changed_data, elsewhere, in_doubt
-from mmvicreg.runs import Run, fold_runs, open_run
+from mmvicreg.runs import Run, check_writable, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.training.log import say
@@ -89,6 +89,8 @@ def run(
     path, runs = _opened(run, fold)
     by_fold = None not in runs
     members = list(runs.values())
+    for folder in (path, *(member.path for member in members)):
+        check_writable(folder / "eval" / "linear.json")
     data, own = _open(members[0], data_root=data_root, dataset=dataset)
     split = other_split(members[0], data, split, own=own)
     place = elsewhere(members[0], data)  # of the data as they are there, what cannot be read among them
@@ -170,8 +172,8 @@ def run(
     if labelled is not None:
         report["methods"].append(labelled)
     file = path / "eval" / _file(members[0], data, own=own, fold=fold, split=split, place=place)
-    write_report(file, report)
-    show(report, file)
+    show(report)
+    save(file, report)
     return report
 
 

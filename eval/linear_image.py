@@ -21,14 +21,13 @@ from mmvicreg.eval.classification import (
     is_whole,
     published_rows,
     report_file,
-    save,
     show,
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
-from mmvicreg.eval.output import Report, command_line
+from mmvicreg.eval.output import Report, command_line, save
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import LINEAR, Schedule, linear_schedule, usual_schedule
 from mmvicreg.runs import Run

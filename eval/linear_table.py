@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table as RichTable
 
@@ -11,7 +10,7 @@ from mmvicreg.eval.output import Report, number, say_skipped, spread
 from mmvicreg.tables import console, print_table
 
 
-def show(report: Report, file: Path) -> None:
+def show(report: Report) -> None:
     """Print every method with its folds, chance, and, where there are any, published rows."""
     out = console()
     folds = list(report["folds"])
@@ -44,7 +43,6 @@ def show(report: Report, file: Path) -> None:
     print_table(table)
     for line in _remarks(report, several=several):
         out.print(line, soft_wrap=True)
-    out.print(f"Written: {file}", soft_wrap=True)
 
 
 def _label(method: Report, *, own: bool) -> str:

@@ -99,6 +99,12 @@ def write_report(path: Path, report: Report) -> None:
     write_file(path, [json.dumps(report, indent=2, allow_nan=False) + "\n"])
 
 
+def save(file: Path, report: Report) -> None:
+    """Write a result into the run folder and say where; last, so that it has been shown whatever happens here."""
+    write_report(file, report)
+    console().print(f"Written: {file}", soft_wrap=True)
+
+
 def write_file(path: Path, parts: Iterable[str]) -> None:
     """Write text whole or not at all: to a temporary file beside ``path``, flushed, then renamed.
 

@@ -20,7 +20,7 @@ from mmvicreg.config import EdgeConfig, EvaluationConfig
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
-from mmvicreg.eval.output import Report, bad_sample_flag, command_line, origin, write_report
+from mmvicreg.eval.output import Report, bad_sample_flag, command_line, origin, save, write_report
 from mmvicreg.eval.ranking import (
     Found,
     SearchName,
@@ -41,9 +41,9 @@ from mmvicreg.eval.tasks import saw_split
 from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
-from mmvicreg.runs import Run, evaluation_data
+from mmvicreg.runs import Run, check_writable, evaluation_data
 from mmvicreg.samples import DataSet, Sample
-from mmvicreg.skipped import OnBadSample, write_skipped
+from mmvicreg.skipped import OnBadSample, Skipped, write_skipped
 from mmvicreg.tables import console
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
@@ -178,6 +178,7 @@ def run(
     _check_reading(space, similarity)
     check_search(search)
     check_export(export, export_depth)
+    check_writable(run.path / "eval" / "retrieval.json")
     dataset = dataset or _captioned(run)
     edges = _edges(run, dataset)
     if export is not None and not (len(edges) == 1 and _is_text(run, _sides(run, edges[0])[1])):
@@ -200,6 +201,10 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     texts = [branch for branch in branches if _is_text(run, branch)]
     seen = saw_split(run, data.name, split)
     doubt = in_doubt(run, data, seen=seen)
+    where = f"the split '{split}' of {data.name} at {data.root}"
+    samples, bare = (
+        _with_captions(samples, where, skip=settings.on_bad_sample == "skip") if texts else (samples, [])
+    )
     _check_size(settings.protocol, data, split, samples, captions=bool(texts))
     judged = settings.resolved(run.recipe.evaluation)
     model = run.model(device=world.device.type)
@@ -217,7 +222,8 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         )
         for branch in branches
     }
-    encoded, samples, skipped = without_failed(encoded, samples)
+    encoded, samples, failed = without_failed(encoded, samples)
+    skipped = [*bare, *failed]
     if skipped:  # a protocol of so many pictures may be none without these
         _check_size(settings.protocol, data, split, samples, captions=bool(texts))
     directions: Report = {}
@@ -247,16 +253,16 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
         **origin(run, settings.command(run, split)),
     }
     if world.is_main:
+        listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
+        show(report, list(directions), skipped=listed)
         file = run.path / "eval" / file_name(run, data, report, split, search=settings.search)
-        write_report(file, report)
+        save(file, report)
         if report["protocol"] != "all":
             # whoever reads the split's file finds what was measured last, by whichever protocol
             last = file_name(run, data, {**report, "protocol": "all"}, split, search=settings.search)
             write_report(run.path / "eval" / last, report)
-        listed = run.path / "eval" / f"skipped-{data.name}-{split}.jsonl"
         if settings.on_bad_sample == "skip":
             write_skipped(listed, skipped)
-        show(report, file, list(directions), skipped=listed)
     if settings.export is not None:
         _export(world, run, edges[0], encoded, samples, settings)
     return report
@@ -337,6 +343,32 @@ def _check_size(
             f"--protocol {protocol} takes the first {CAPTIONS} captions of each image, and {len(few):,} images "
             f"of {where} have fewer, first '{few[0].id}' with {len(few[0].captions)}; use --protocol all"
         )
+
+
+def _with_captions(
+    samples: Sequence[Sample], where: str, *, skip: bool
+) -> tuple[Sequence[Sample], list[Skipped]]:
+    """The samples that have captions, and a list of the others.
+
+    Raises:
+        UserError: there are others, without ``skip``, or nothing else.
+    """
+    bare = [sample for sample in samples if not sample.captions]
+    if not bare:
+        return samples, []
+    if len(bare) == len(samples) or not skip:
+        raise UserError(
+            f"{len(bare):,} of {len(samples):,} samples of {where} have no caption to be found by, first "
+            f"'{bare[0].id}'; "
+            + (
+                "choose another data set (--dataset) or split (--split)"
+                if len(bare) == len(samples)
+                else "give them captions, or leave them out with --on-bad-sample skip"
+            )
+        )
+    return [sample for sample in samples if sample.captions], [
+        Skipped.of(s, "it has no caption") for s in bare
+    ]
 
 
 def _is_text(run: Run, branch: str) -> bool:

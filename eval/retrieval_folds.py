@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from mmvicreg.errors import UserError
 from mmvicreg.eval import retrieval
 from mmvicreg.eval.fold_runs import check_finished, check_fold_runs
-from mmvicreg.eval.output import Report, command_line, spread, write_report
+from mmvicreg.eval.output import Report, command_line, save, spread
 from mmvicreg.eval.retrieval_report import RECALLS, SEEN, file_name
 from mmvicreg.runs import fold_runs, open_run
 from mmvicreg.tables import console, print_table
@@ -87,8 +87,8 @@ def run(
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         data = first.dataset(name=options.get("dataset"), root=data_root)
         file = folder / "eval" / file_name(first, data, report, "folds", search=options.get("search", "auto"))
-        write_report(file, report)
-        _show(report, file, directions)
+        _show(report, directions)
+        save(file, report)
     return report
 
 
@@ -120,7 +120,7 @@ def _over_folds(found: dict[str, Report]) -> Report:
     return report
 
 
-def _show(report: Report, file: Path, directions: list[str]) -> None:
+def _show(report: Report, directions: list[str]) -> None:
     out = console()
     folds = list(report[directions[0]]["R@1"]["folds"])
     how = "transductive" if report["transductive"] else "each held out"
@@ -153,4 +153,3 @@ def _show(report: Report, file: Path, directions: list[str]) -> None:
     if report["transductive"]:
         seen = ", ".join(fold for fold, was in report["seen_in_pretraining"].items() if was)
         out.print(f"Fold {seen}: {SEEN}", soft_wrap=True)
-    out.print(f"Written: {file}", soft_wrap=True)

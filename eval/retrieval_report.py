@@ -19,12 +19,11 @@ RECALLS = (1, 5, 10)
 SEEN = "transductive. The run, or weights it started from, was pretrained on samples of it: this measures memory."
 
 
-def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path) -> None:
+def show(report: Report, directions: Sequence[str], *, skipped: Path) -> None:
     """Print a report as a table, with chance and, where the paper has them, its rows.
 
     Args:
         report: the result.
-        file: where it was written.
         directions: the keys of its directions.
         skipped: the list of samples that could not be read, where there are such.
     """
@@ -95,7 +94,6 @@ def show(report: Report, file: Path, directions: Sequence[str], *, skipped: Path
         out.print(
             f"No published row for {report['dataset']} {report['split']} under this protocol.", soft_wrap=True
         )
-    out.print(f"Written: {file}", soft_wrap=True)
 
 
 def file_name(run: Run, data: DataSet, report: Report, part: str, *, search: str) -> str:

@@ -30,6 +30,7 @@ from mmvicreg.eval.output import (
     command_line,
     mean_and_spread,
     number,
+    save,
     say_skipped,
     spread,
     write_report,
@@ -41,7 +42,7 @@ from mmvicreg.eval.tasks import labels_of, other_split, tasks_of
 from mmvicreg.eval.trained_data import check_trained_data
 from mmvicreg.metrics import top_k_accuracy
 from mmvicreg.recipes import dump_recipe
-from mmvicreg.runs import Run, fold_runs, open_run
+from mmvicreg.runs import Run, check_writable, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
 from mmvicreg.tables import console, print_table
@@ -80,6 +81,8 @@ def run(
             that are not those the run was trained on.
     """
     path, runs = _opened(run, fold)
+    for folder in (path, *(member.path for member in runs)):
+        check_writable(folder / "eval" / "supervised.json")
     data = runs[0].dataset(root=data_root)
     split = other_split(runs[0], data, split, own=True)
     if len(runs) > 1:
@@ -97,9 +100,11 @@ def run(
     report = summarise_supervised(results, path=path, command=command)
     report |= list_skipped(path, data, _name(split), skipped)
     file = path / "eval" / f"{_name(split)}.json"
+    _show(report)
     if len(runs) > 1:
-        write_report(file, report)
-    _show(report, file)
+        save(file, report)
+    else:  # the fold's own file, written when it was done
+        console().print(f"Written: {file}", soft_wrap=True)
     return report
 
 
@@ -291,7 +296,7 @@ def _branches(
     return found
 
 
-def _show(report: Report, file: Path) -> None:
+def _show(report: Report) -> None:
     out = console()
     folds = list(next(iter(report["branches"].values()))["folds"])
     out.print(
@@ -310,4 +315,3 @@ def _show(report: Report, file: Path) -> None:
     table.add_row("chance", number(report["chance"]), style="dim")
     print_table(table)
     out.print(f"Accuracy in percent; both: {report['both']}.", soft_wrap=True)
-    out.print(f"Written: {file}", soft_wrap=True)

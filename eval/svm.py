@@ -25,10 +25,10 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval.classification import announce, published_rows, report_file, save, show
+from mmvicreg.eval.classification import announce, published_rows, report_file, show
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, image_branch, open_data
-from mmvicreg.eval.output import Report, command_line, origin
+from mmvicreg.eval.output import Report, command_line, origin, save
 from mmvicreg.metrics import (
     average_precision,
     average_precision_11_point,

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import pytest
 import soundfile
 import torch
 from eval_stubs import recipe
+from picture_runs import write_pictures
 from PIL import Image
 from tiny import tiny_recipe, untrained_run
 
 from mmvicreg.cli import main
 from mmvicreg.config import Recipe
+from mmvicreg.data.manifest import Manifest
+from mmvicreg.errors import UserError
+from mmvicreg.eval import output
 from mmvicreg.eval import probe as arithmetic
 
 FOLDS, CLASSES, CLIPS, RATE = 5, 3, 4, 4000
@@ -213,6 +218,66 @@ def test_mistakes_are_one_message_and_status_2(
     assert message in told
     assert "Traceback" not in told
     assert not (run.path / "eval").exists()
+
+
+def test_pictures_without_captions_are_named_and_may_be_left_out(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = untrained_run(tmp_path / "run", _picture_recipe(pictures))
+    flat = write_pictures(tmp_path / "flat", train=3, val=2)
+    words = ("--dataset", "image-folder", "--data-root", flat, "--split", "val")
+    assert _mmvicreg(monkeypatch, "eval", "retrieval", run.path, *words) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"samples of the split 'val' of image-folder at {flat} have no caption to be found by, first 'val/"
+        in told
+    )
+    assert "choose another data set" in told
+
+    samples = list(Manifest(pictures).samples("test"))
+    samples[3] = replace(samples[3], captions=())
+    read = Manifest.samples
+    monkeypatch.setattr(
+        Manifest, "samples", lambda self, split: samples if split == "test" else read(self, split)
+    )
+    assert _mmvicreg(monkeypatch, "eval", "retrieval", run.path) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"1 of 10 samples of the split 'test' of manifest at {pictures} have no caption" in told
+    assert f"first '{samples[3].id}'; give them captions, or leave them out with --on-bad-sample skip" in told
+    assert not (run.path / "eval").exists()
+    assert _mmvicreg(monkeypatch, "eval", "retrieval", run.path, "--on-bad-sample", "skip") == 0
+    report = json.loads((run.path / "eval" / "retrieval-test.json").read_text())
+    assert (report["samples"], report["skipped"]) == (9, 1)
+    (line,) = (run.path / "eval" / "skipped-manifest-test.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == samples[3].id
+    assert json.loads(line)["reason"] == "it has no caption"
+
+
+@pytest.mark.parametrize("verb", ["retrieval", "linear"])
+def test_figures_are_shown_before_they_are_written_and_a_place_is_asked_for_before_that(
+    tmp_path: Path,
+    sounds: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+) -> None:
+    run = untrained_run(tmp_path / "run", _sound_recipe(sounds, 1))
+
+    def full(path: Path, _: object) -> None:
+        raise UserError(f"cannot write {path}: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_report", full)
+        assert _mmvicreg(patch, "eval", verb, run.path) == 2
+    told = capsys.readouterr()
+    assert "no space left" in told.err
+    assert "chance" in told.out
+    assert "Written" not in told.out
+    (run.path / "eval").write_text("a file where the folder should be")
+    assert _mmvicreg(monkeypatch, "eval", verb, run.path) == 2
+    told = capsys.readouterr()
+    assert f"cannot write {run.path / 'eval'}" in told.err
+    assert "chance" not in told.out
 
 
 @pytest.mark.parametrize(("verb", "what"), [("retrieval", "two branches"), ("linear", "the pair wave-mel")])

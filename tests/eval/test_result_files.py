@@ -13,7 +13,7 @@ from picture_runs import mmvicreg, picture_run, write_pictures
 from voc_layout import write_voc
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import classification, finetune, knn, linear_image
+from mmvicreg.eval import classification, finetune, knn, linear_image, output
 from mmvicreg.eval import features as keeping
 from mmvicreg.eval.retrieval_report import file_name
 from mmvicreg.runs import Run
@@ -89,7 +89,7 @@ def test_figures_are_shown_before_they_are_written(
     def full(path: Path, _: object) -> None:
         raise UserError(f"cannot write {path}: no space left on device")
 
-    monkeypatch.setattr(classification, "write_report", full)
+    monkeypatch.setattr(output, "write_report", full)
     assert mmvicreg(monkeypatch, "eval", words[0], run.path, *words[1:], "--device", "cpu") == 2
     told = capsys.readouterr()
     assert "no space left" in told.err
