@@ -53,13 +53,21 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
     if name in OWN_DATA and root is None:
         raise UserError(f"the data set '{name}' needs --data-root {OWN_DATA[name]}")
     place = dataset_root(name, root)
-    if root is None and not place.exists():
-        if hasattr(cls, "make"):
-            _make(cls, name, place)
-        for other in getattr(cls, "alternatives", ()):
-            if dataset_root(other).exists():
-                place = dataset_root(other)
-    dataset: DataSet = cls(place)
+    try:
+        if root is None and not place.exists():
+            if hasattr(cls, "make"):
+                _make(cls, name, place)
+            for other in getattr(cls, "alternatives", ()):
+                if dataset_root(other).exists():
+                    place = dataset_root(other)
+        dataset: DataSet = cls(place)
+    except (
+        OSError
+    ) as error:  # a name that is too long, a folder that may not be entered, a disk that has gone
+        raise UserError(
+            f"{name} cannot be read at {place}: {error.strerror or error}"
+            + (f" ({error.filename})" if error.filename and str(error.filename) != str(place) else "")
+        ) from error
     return dataset
 
 

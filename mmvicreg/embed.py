@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -27,10 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 import mmvicreg
+from mmvicreg.branches.model import JointModel
 from mmvicreg.encode import Encoded, encode, row_ids, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, check_writable, evaluation_data
+from mmvicreg.samples import Sample
 from mmvicreg.skipped import OnBadSample, check_on_bad_sample, write_skipped
 from mmvicreg.training.distributed import World
 from mmvicreg.training.log import say
@@ -67,6 +69,7 @@ class Order:
     space: Space
     captions: int | None
     on_bad_sample: OnBadSample
+    branches: tuple[str, ...] | None
 
 
 def embed(
@@ -82,8 +85,9 @@ def embed(
     device: str = "auto",
     force: bool = False,
     on_bad_sample: OnBadSample = "error",
+    branches: Sequence[str] | None = None,
 ) -> None:
-    """Write what every branch of a run makes of a split.
+    """Write what the branches of a run make of a split.
 
     Args:
         run: an opened run with a checkpoint.
@@ -98,10 +102,11 @@ def embed(
         force: overwrite ``out``.
         on_bad_sample: ``error`` stops at a sample that cannot be read; ``skip`` leaves it out of every branch
             and lists it in the run folder, ``eval/skipped-<data set>-<split>.jsonl``.
+        branches: these alone; None: every one that the data has something for (the others are told).
 
     Raises:
-        UserError: ``out`` exists, has another suffix or cannot be written; pyarrow is missing; the data or
-            the run cannot be read.
+        UserError: no such branch, or nothing for one that is named; ``out`` exists, has another suffix or cannot be
+            written; pyarrow is missing; the data or the run cannot be read.
     """
     _writer(out)
     if out.exists() and not force:
@@ -112,7 +117,14 @@ def embed(
         raise UserError(f"unknown space '{space}'{nearest(space, known)} Known: {', '.join(known)}.")
     chosen = cast(Space, space or run.recipe.evaluation.space)
     check_on_bad_sample(on_bad_sample)
-    order = Order(out, data_root, dataset, split, chosen, captions, on_bad_sample)
+    for name in branches or ():
+        if name not in run.recipe.branches:
+            raise UserError(
+                f"the run {run.path} has no branch '{name}'{nearest(name, run.recipe.branches)} It has "
+                f"{', '.join(run.recipe.branches)}."
+            )
+    asked = tuple(dict.fromkeys(branches)) if branches else None
+    order = Order(out, data_root, dataset, split, chosen, captions, on_bad_sample, asked)
     on_processes(devices, device, _embed, run, order)
 
 
@@ -121,6 +133,9 @@ def _embed(world: World, run: Run, order: Order) -> None:
         run, root=order.data_root, dataset=order.dataset, split=order.split
     )
     model = run.model(device=world.device.type)
+    names = _fed(
+        world, run, model, samples, order, where=f"the split '{split}' of {data.name} at {data.root}"
+    )
     encoded: dict[str, Encoded] = {
         name: encode(
             model,
@@ -133,7 +148,7 @@ def _embed(world: World, run: Run, order: Order) -> None:
             world=world,
             skip=order.on_bad_sample == "skip",
         )
-        for name in run.recipe.branches
+        for name in names
     }
     if not world.is_main:
         return
@@ -168,6 +183,26 @@ def _embed(world: World, run: Run, order: Order) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"cannot write {order.out}: {error.strerror or error}") from error
+
+
+def _fed(
+    world: World, run: Run, model: JointModel, samples: Sequence[Sample], order: Order, *, where: str
+) -> list[str]:
+    """The branches to encode with: those asked for, or all that any sample has something for."""
+    fields = {name: model.inputs[branch.input].field for name, branch in run.recipe.branches.items()}
+    here = {
+        field: any(getattr(sample, field) for sample in samples)
+        for field in dict.fromkeys(fields.values())
+        if field
+    }
+    without = [name for name in order.branches or fields if not here.get(fields[name], True)]
+    if without and (order.branches is not None or len(without) == len(fields)):
+        raise UserError(
+            f"{where} has nothing for {', '.join(without)} to read: no {fields[without[0]]} in any sample"
+        )
+    if without and world.is_main:
+        say(f"{where} has nothing for {', '.join(without)} to read, left out")
+    return [name for name in order.branches or fields if name not in without]
 
 
 def _writer(out: Path) -> Callable[[Path, Mapping[str, Rows], str], None]:

@@ -120,6 +120,11 @@ def test_esc10_is_found_inside_esc50(places: Path, tiny_tones: Path) -> None:
         open_dataset("esc10", root=places / "elsewhere")
 
 
+def test_a_place_that_the_system_refuses_is_named() -> None:
+    with pytest.raises(UserError, match=r"coco cannot be read at /a+: File name too long"):
+        open_dataset("coco", root=Path("/" + "a" * 300))
+
+
 def test_unknown_names_and_a_manifest_without_a_file() -> None:
     with pytest.raises(UserError, match=r"unknown data set 'flickr8'; did you mean 'flickr8k'\?"):
         open_dataset("flickr8")

@@ -25,6 +25,12 @@ def embed(
     data_root: Annotated[
         Path | None, typer.Option(help="Where the data is. Default: where it was in training.", metavar="DIR")
     ] = None,
+    branch: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this branch; may be given again. Default: all that the data has something for."
+        ),
+    ] = None,
     devices: Annotated[int, typer.Option(help="Processes on this machine that share the work.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     on_bad_sample: Annotated[
@@ -32,7 +38,7 @@ def embed(
     ] = "error",
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
 ) -> None:
-    """Write what every branch makes of a split: a vector and an id per row."""
+    """Write what the branches make of a split: a vector and an id per row."""
     from mmvicreg.embed import embed as write_embeddings
     from mmvicreg.runs import open_run
     from mmvicreg.skipped import check_on_bad_sample
@@ -49,6 +55,7 @@ def embed(
         device=device,
         force=force,
         on_bad_sample=check_on_bad_sample(on_bad_sample),
+        branches=branch,
     )
     if os.environ.get("RANK", "0") == "0":
         typer.echo(str(out))

@@ -110,6 +110,17 @@ def warnings_of(recipe: Recipe, model: JointModel, device: torch.device) -> list
             f"the warm-up (schedule.warmup_epochs {warmup:g}) is as long as the run (training.epochs {epochs}), "
             "so that the rate hardly reaches optimizer.lr"
         )
+    for name, branch in recipe.branches.items():
+        if branch.freeze_epochs is not None and 0 < epochs <= branch.freeze_epochs:
+            found.append(
+                f"branches.{name}.freeze_epochs {branch.freeze_epochs} is not less than training.epochs {epochs}: what "
+                f"is frozen ({branch.freeze}) stays so to the end"
+            )
+    if late := [m for m in recipe.schedule.milestones if 0 < epochs <= m]:
+        found.append(
+            f"the rate's steps (schedule.milestones) after {', '.join(f'{m:g}' for m in late)} epochs are beyond the "
+            f"run's {epochs}"
+        )
     if recipe.training.precision == "bf16" and not computes_bf16(device):
         found.append(f"this {device.type} has no bfloat16 arithmetic, so bf16 is many times slower than fp32")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -111,7 +113,11 @@ class SourceData:
         return any(part.dataset.on_bad_sample == "skip" for part in self.parts.values())
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which samples a step sees: of each source how many there are, and their names in order."""
+        """What decides which samples a step sees: of each source how many there are, and their names in order.
+
+        Where captions are read, a digest of them as well: which one is drawn hangs on them, and with ``captions:
+        all`` how many steps an epoch has.
+        """
         found = dict(self._fingerprints)
         first = found.pop(FIRST)
         return {**first, "sources": found} if found else first
@@ -119,25 +125,40 @@ class SourceData:
     @cached_property
     def _fingerprints(self) -> dict[str, dict[str, Any]]:
         """Taken once: a million names are hashed, and every checkpoint asks."""
-        return {name: fingerprint(samples) for name, samples in self.samples.items()}
+        return {
+            name: fingerprint(samples) | (_captions(samples) if "text" in self.parts[name].inputs else {})
+            for name, samples in self.samples.items()
+        }
 
     def check_same(self, before: Mapping[str, Any], path: Path) -> None:
         """Raise :class:`UserError` unless the samples are those that ``before`` is the fingerprint of."""
         now = self.fingerprint()
-        if before == now:
-            return
-        whose, then, place = "", before, "--data-root"
-        for name, other in before.get("sources", {}).items():
-            if now.get("sources", {}).get(name) != other:
-                whose, then, now = f" of source '{name}'", other, now.get("sources", {}).get(name, {})
-                place = _place(name)
-                break
-        count = now.get("samples", 0)
-        raise UserError(
-            f"the run {path} was trained on {then['samples']} samples{whose}, and the data there now are "
-            f"{'others' if then['samples'] == count else f'{count} samples'}: a resumed run needs the same data; give "
-            f"its place with {place}, or start a new run"
-        )
+        others = now.pop("sources", {})
+        pairs = {FIRST: (before, now)}
+        pairs |= {name: (then, others.get(name, {})) for name, then in before.get("sources", {}).items()}
+        for name, (then, found) in pairs.items():
+            if then.get("captions", found.get("captions")) == found.get("captions") and all(
+                then[key] == found.get(key) for key in ("samples", "names")
+            ):  # checkpoints of earlier versions know nothing of captions
+                continue
+            count = found.get("samples", 0)
+            if then["samples"] != count:
+                differ = f"{count} samples"
+            else:
+                differ = "others" if then["names"] != found["names"] else "the same with other captions"
+            whose, place = ("", "--data-root") if name == FIRST else (f" of source '{name}'", _place(name))
+            raise UserError(
+                f"the run {path} was trained on {then['samples']} samples{whose}, and the data there now are {differ}: "
+                f"a resumed run needs the same data; give its place with {place}, or start a new run"
+            )
+
+
+def _captions(samples: Sequence[Sample]) -> dict[str, str]:
+    """A digest of the captions of samples, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps(sample.captions).encode())
+    return {"captions": digest.hexdigest()}
 
 
 def check_fields(source: Input, samples: Sequence[Sample], *, name: str, dataset: DatasetConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_runs import write_pictures
 from tiny import tiny_recipe, untrained_run
 
 from mmvicreg.cli import main
@@ -116,6 +117,25 @@ def test_mistakes_are_one_message_and_status_2(
     assert told.startswith("error: ")
     assert message in told
     assert sorted(run.path.rglob("*")) == before
+
+
+def test_branches_that_are_named_or_that_the_data_has_something_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path / "pictures", train=3, val=2)
+    pictures = ("--dataset", "image-folder", "--data-root", tmp_path / "pictures")
+    assert mmvicreg(monkeypatch, "embed", run.path, "--out", tmp_path / "a.npz", *pictures) == 0
+    assert "has nothing for text to read, left out" in " ".join(capsys.readouterr().err.split())
+    assert mmvicreg(monkeypatch, "embed", run.path, "--out", tmp_path / "b.npz", "--branch", "text") == 0
+    assert {name.partition("/")[0] for name in np.load(tmp_path / "a.npz")} == {"image", "about"}
+    assert {name.partition("/")[0] for name in np.load(tmp_path / "b.npz")} == {"text", "about"}
+    for words, message in (
+        (("--branch", "text", *pictures), "has nothing for text to read: no captions in any sample"),
+        (("--branch", "imgae"), "has no branch 'imgae'; did you mean 'image'? It has image, text."),
+    ):
+        assert mmvicreg(monkeypatch, "embed", run.path, "--out", tmp_path / "c.npz", *words) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_parquet_without_pyarrow_says_what_to_install(

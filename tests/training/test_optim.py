@@ -155,3 +155,30 @@ def test_a_warm_up_as_long_as_the_run_is_told(
         Trainer(run, World(0, 1, 0, torch.device("cpu")), resume=False, workers=0)
         told.append("warm-up (schedule.warmup_epochs 1)" in capsys.readouterr().err.replace("\n", " "))
     assert told == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("branches.image.freeze=encoder", "branches.image.freeze_epochs=2"),
+            "branches.image.freeze_epochs 2 is not less than training.epochs 2: what is frozen (encoder) stays so",
+        ),
+        (
+            ("schedule.name=step", "schedule.milestones=[1, 2]"),
+            "(schedule.milestones) after 2 epochs are beyond the run's 2",
+        ),
+    ],
+)
+def test_what_would_only_happen_after_the_run_is_told(
+    tiny_shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: tuple[str, ...],
+    message: str,
+) -> None:
+    for epochs, told in ((2, True), (3, False)):
+        recipe = tiny_recipe("image-text", tiny_shapes, f"training.epochs={epochs}", *settings)
+        run = create_run(tmp_path / str(epochs), recipe)
+        Trainer(run, World(0, 1, 0, torch.device("cpu")), resume=False, workers=0)
+        assert (message in " ".join(capsys.readouterr().err.split())) == told

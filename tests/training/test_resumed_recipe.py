@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -58,6 +59,39 @@ def test_float64_goes_on_in_the_same_bits(
     assert isinstance(weights, dict)
     assert any(value.dtype == torch.float64 for value in weights.values())
     assert same(last_state(whole)["model"], weights)
+
+
+@pytest.mark.parametrize("captions", ["one", "all"])
+def test_other_captions_are_other_data(
+    tiny_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    captions: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Which caption is drawn hangs on how many there are, and so does an epoch's length where all are."""
+    root, run = tmp_path / "shapes", tmp_path / "run"
+    shutil.copytree(tiny_shapes, root)
+    flags = as_flags(
+        "image-text", root, f"dataset.captions={captions}", "training.epochs=1", "training.batch_size=80"
+    )
+    options = ("--device", "cpu", "--workers", "0")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, *options) == 0
+    file = next(root.rglob("captions_train*.json"))
+    content = json.loads(file.read_text())
+    content["annotations"][0]["caption"] += " again"
+    file.write_text(json.dumps(content))
+    assert resume(monkeypatch, run) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "trained on 80 samples, and the data there now are the same with other captions: a resumed run"
+        in told
+    )
+    kept = list_checkpoints(run / "checkpoints")[-1]
+    state = torch.load(kept, weights_only=True)
+    del state["data"]["captions"]  # as earlier versions wrote it
+    torch.save(state, kept)
+    assert resume(monkeypatch, run) == 0
 
 
 def test_a_recipe_written_in_another_order_is_the_same_recipe(
