@@ -61,9 +61,7 @@ def open_dataset(name: str, *, root: Path | None = None) -> DataSet:
                 if dataset_root(other).exists():
                     place = dataset_root(other)
         dataset: DataSet = cls(place)
-    except (
-        OSError
-    ) as error:  # a name that is too long, a folder that may not be entered, a disk that has gone
+    except OSError as error:  # a name too long, a folder that may not be entered, a disk that has gone
         raise UserError(
             f"{name} cannot be read at {place}: {error.strerror or error}"
             + (f" ({error.filename})" if error.filename and str(error.filename) != str(place) else "")
