@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mmvicreg import registry
+from mmvicreg.branches.convolution import train_small_maps
 from mmvicreg.branches.frontends import check_kind
 from mmvicreg.branches.weights import imagenet_url, load_strictly, read_weights
 from mmvicreg.inputs.base import InputSpec
@@ -49,6 +50,7 @@ class ResNet(nn.Module):
         network.conv1 = _stem(spec.channels, network.bn1.num_features, small=config.small_stem)
         if config.small_stem:
             network.maxpool = nn.Identity()
+        train_small_maps(network)
         self.network = network
         if pretrained and config.weights != "none":
             source = config.weights
