@@ -131,6 +131,8 @@ class Coco(Reader):
     card: ClassVar[Card] = CARD
     marker: ClassVar[str | None] = None
     """File that a folder of this data set holds and folders of its relatives do not."""
+    lasting_ids: ClassVar[bool] = True
+    """Whether a picture has one id in every layout, so that ids tell whether it was trained on in another."""
 
     layout: str
     """Key of ``card.counts``: "karpathy", "2014" or "2017"."""

@@ -7,6 +7,7 @@ dataset_flickr30k.json): ``{"dataset": ..., "images": [{"filename", "filepath"?,
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,7 @@ class _Entry:
             raise UserError(f"{source}: entry {position} of 'images' is not an object")
         self.name = check_inside(image.get("filename"), source)
         self.filepath = check_inside(image["filepath"], source) if image.get("filepath") else ""
-        self.id = self.name if image.get("cocoid") is None else str(image["cocoid"])
+        self.id = _coco_id(self.name) if image.get("cocoid") is None else str(image["cocoid"])
         self.number = None if image.get("imgid") is None else str(image["imgid"])
         split, sentences = image.get("split"), image.get("sentences")
         if not isinstance(split, str) or not split:
@@ -162,6 +163,12 @@ class _Entry:
         """Where the picture may lie below ``folder``, likeliest first."""
         plain = folder / self.name
         return [folder / self.filepath / self.name, plain] if self.filepath else [plain]
+
+
+def _coco_id(name: str) -> str:
+    """The id in the name of a picture of COCO's 2014, so that it is that of COCO's other layouts; else the name."""
+    match = re.fullmatch(r"COCO_(?:train|val|test)2014_(\d{12})\.jpg", name)
+    return name if match is None else str(int(match[1]))
 
 
 def _sentence(sentence: object) -> object:

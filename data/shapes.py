@@ -73,6 +73,7 @@ class Shapes(Coco):
 
     name: ClassVar[str] = "shapes"
     marker: ClassVar[str | None] = "shapes.json"
+    lasting_ids: ClassVar[bool] = False  # made anew from another seed, the same ids are other pictures
     card: ClassVar[Card] = Card(
         name="shapes",
         title="shapes",

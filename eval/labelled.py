@@ -136,7 +136,7 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             "two classes at least (--data-root, --dataset), or another --train-split"
         )
     seen = saw_split(run, data.name, split)
-    doubt = in_doubt(run, data, seen=seen)
+    doubt = in_doubt(run, data, test, seen=seen)
     return Labelled(
         data, own, train_split, split, train, labels[0], test, labels[1], seen or doubt is not None, doubt
     )

@@ -100,8 +100,9 @@ def run(
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
         check_finished(path, members)
     else:
-        _, tasks = tasks_of(members[0], data, own=own, fold=fold, split=split)
-        doubt = in_doubt(members[0], data, seen=all(task.transductive for task in tasks))
+        samples, tasks = tasks_of(members[0], data, own=own, fold=fold, split=split)
+        tested = [samples[i] for task in tasks for i in task.test]
+        doubt = in_doubt(members[0], data, tested, seen=all(task.transductive for task in tasks))
         if doubt is not None and supervised:
             raise changed_data(doubt)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]

@@ -200,7 +200,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     branches = dict.fromkeys(end for edge in edges for end in (edge.a, edge.b))
     texts = [branch for branch in branches if _is_text(run, branch)]
     seen = saw_split(run, data.name, split)
-    doubt = in_doubt(run, data, seen=seen)
+    doubt = in_doubt(run, data, samples, seen=seen)
     where = f"the split '{split}' of {data.name} at {data.root}"
     samples, bare = (
         _with_captions(samples, where, skip=settings.on_bad_sample == "skip") if texts else (samples, [])

@@ -10,6 +10,7 @@ from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run, create_run
 from mmvicreg.samples import fingerprint
+from mmvicreg.trained_ids import hash_ids
 from mmvicreg.training.checkpoint import save_checkpoint
 from mmvicreg.training.setup import build_model
 
@@ -93,6 +94,7 @@ def untrained_run(path: Path, recipe: Recipe) -> Run:
         "optimizer": {},
         "monitor": {},
         "data": fingerprint(seen),
+        "trained_on": {data.name: hash_ids(seen)},
         "position": {"step": 3, "epoch": 2, "seconds": 1.0},
     }
     save_checkpoint(run.checkpoints, 3, content, keep=1)

@@ -272,6 +272,7 @@ class Trainer:
             "monitor": self.monitor.state(),
             "inputs": {name: source.state() for name, source in self.inputs.items()},
             "data": self.data.fingerprint(),
+            "trained_on": self.data.trained_on,
             "recipe": self.recipe.model_dump(mode="json"),
             "position": {"step": self.step, "epoch": self.epoch, "seconds": self._seconds},
         }

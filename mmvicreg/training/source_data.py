@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from mmvicreg.branches.model import Batch
 from mmvicreg.config import DatasetConfig, Recipe
@@ -22,6 +23,7 @@ from mmvicreg.registry import DATASETS
 from mmvicreg.samples import Sample, fingerprint
 from mmvicreg.skipped import Skipped
 from mmvicreg.sources import FIRST, in_source
+from mmvicreg.trained_ids import hash_ids
 from mmvicreg.training.distributed import World
 from mmvicreg.training.loader import TrainingLoader
 from mmvicreg.training.log import say
@@ -107,6 +109,14 @@ class SourceData:
             for source, loader in self.loaders.items()
             for one in loader.skipped.values()
         ]
+
+    @cached_property
+    def trained_on(self) -> dict[str, Tensor]:
+        """Data set -> hashed ids of its training samples, of all sources; taken once, as every checkpoint asks."""
+        by_name: dict[str, list[Sample]] = {}
+        for name, samples in self.samples.items():
+            by_name.setdefault(self.parts[name].dataset.name, []).extend(samples)
+        return {name: hash_ids(samples) for name, samples in by_name.items()}
 
     def may_skip(self) -> bool:
         """Whether any source goes on without samples that cannot be read."""

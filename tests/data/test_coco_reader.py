@@ -44,6 +44,22 @@ def test_caption_ids_are_cocos_in_every_layout(tmp_path: Path) -> None:
     assert [first.caption_id(k) for k in (0, 5)] == ["770010", "770015"]
 
 
+def test_cocos_pictures_have_its_ids_without_a_cocoid(tmp_path: Path) -> None:
+    """The same as in COCO's other layouts; the name has it."""
+    file = layouts.write_json(
+        tmp_path / "dataset_coco.json",
+        {
+            "images": [
+                {"filename": name, "split": "test", "sentences": [{"raw": "a dog"}]}
+                for name in ("COCO_val2014_000000391895.jpg", "dog_000000391895.jpg")
+            ]
+        },
+    )
+    for name in ("COCO_val2014_000000391895.jpg", "dog_000000391895.jpg"):
+        layouts.picture(tmp_path / "images" / name)
+    assert [sample.id for sample in Coco(file.parent).samples("test")] == ["391895", "dog_000000391895.jpg"]
+
+
 def test_newest_year_is_read_and_said(tmp_path: Path) -> None:
     layouts.coco(tmp_path, year=2014)
     data = Coco(layouts.coco(tmp_path, year=2017, first=100))

@@ -18,6 +18,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.recipes import load_recipe, parse_recipe, recipe_path
 from mmvicreg.runs import Run
 from mmvicreg.samples import Sample, fingerprint
+from mmvicreg.trained_ids import hash_ids
 
 Vectors = npt.NDArray[np.float32]
 
@@ -63,7 +64,7 @@ class StubRun(Run):
             seen = training_samples(self.data, split=config.train_split, fold=config.fold)
         except UserError:
             seen = []
-        return {"data": fingerprint(seen)}
+        return {"data": fingerprint(seen), "trained_on": {self.data.name: hash_ids(seen)}}
 
     def model(self, *, untrained: bool = False, device: str | None = None) -> Any:
         return "untrained" if untrained else "trained"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import data_layouts as layouts
 import numpy as np
 import pytest
 import soundfile
@@ -22,8 +23,9 @@ from mmvicreg.eval import knn, linear, retrieval, supervised
 from mmvicreg.eval import probe as arithmetic
 from mmvicreg.eval.trained_data import changed_since_training
 from mmvicreg.recipes import load_recipe, recipe_path
-from mmvicreg.runs import Run
+from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import Sample, fingerprint
+from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint, save_data
 
 CHANGED = (
     r"was pretrained on \d+ samples of audio-folder, and in their place at .* there are now .*--data-root"
@@ -144,6 +146,74 @@ def test_an_edited_manifest_in_splits_counts_as_transductive(
     alone = replace(run, data=replace(data, parts={"test": data.parts["test"]}))
     vars(alone)["content"] = seen
     assert not retrieval.run(alone)["seen_in_pretraining"]  # the test split alone was copied here
+    mixed = replace(run, data=replace(data, parts={"test": data.parts["test"] + data.parts["train"][:1]}))
+    vars(mixed)["content"] = seen
+    assert "1 of the 11 samples it is judged on have the ids of samples of manifest" in str(
+        retrieval.run(mixed)["doubt"]
+    )
+
+
+def _coco_run(path: Path, root: Path, split: str) -> Run:
+    names = ("dataset.name=coco", f"dataset.train_split={split}")
+    return untrained_run(path, tiny_recipe("image-text", root, *names))
+
+
+@pytest.fixture
+def karpathy(tmp_path: Path) -> Path:
+    """Two pictures a split, 900 to 907, in Karpathy's split."""
+    splits = ("test", "train", "restval", "val")
+    return layouts.karpathy(tmp_path / "karpathy", "coco", splits=splits)
+
+
+def _forget_ids(run: Run) -> Run:
+    """The run as earlier versions left it."""
+    (file,) = list_checkpoints(run.checkpoints)
+    save_data(file, {key: value for key, value in load_checkpoint(file).items() if key != "trained_on"})
+    return open_run(run.path)
+
+
+def test_pictures_trained_on_in_another_layout_of_coco_were_seen(tmp_path: Path, karpathy: Path) -> None:
+    """Every layout has its own splits of the same pictures: all of Karpathy's test are in 2017's train."""
+    run = _coco_run(
+        tmp_path / "run",
+        layouts.coco(tmp_path / "2017", splits=("train", "val"), images=8, first=900),
+        "train",
+    )
+    shutil.rmtree(karpathy / "images" / "train2014")
+    report = retrieval.run(run, split="test", data_root=karpathy)
+    assert report["seen_in_pretraining"]
+    assert "2 of the 2 samples it is judged on have the ids of samples of coco" in report["doubt"]
+    (file,) = (run.path / "eval").glob("*.json")
+    assert file.name.startswith("retrieval-test-data-root=karpathy~")
+
+    report = retrieval.run(_forget_ids(run), split="test", data_root=karpathy)
+    assert report["seen_in_pretraining"]
+    assert "of the split 'train', which cannot be read at" in report["doubt"]
+
+
+def test_restval_is_half_of_the_validation_pictures_of_2014(tmp_path: Path, karpathy: Path) -> None:
+    run = _coco_run(tmp_path / "run", karpathy, "train+restval")
+    retrieval.run(run, split="val")
+    own = (run.path / "eval" / "retrieval-val.json").read_text()
+    there = layouts.coco(tmp_path / "2014", year=2014, splits=("val",), images=8, first=900)
+    doubt = retrieval.run(run, split="val", data_root=there)["doubt"]
+    assert "4 of the 8 samples it is judged on" in doubt
+    assert (run.path / "eval" / "retrieval-val.json").read_text() == own  # the run's own val, not this one
+
+
+def test_pictures_not_trained_on_are_held_out_in_every_layout(tmp_path: Path, karpathy: Path) -> None:
+    """By their ids: the training split is another one there, or not there at all."""
+    run = _coco_run(tmp_path / "run", karpathy, "train+restval")
+    there = layouts.coco(tmp_path / "2014", year=2014, splits=("train", "val"), images=8, first=900)
+    report = retrieval.run(run, split="val", data_root=there)  # 908 to 915
+    assert (report["seen_in_pretraining"], report["doubt"]) == (False, None)
+    copy = Path(shutil.copytree(karpathy, tmp_path / "copy"))
+    shutil.rmtree(copy / "images" / "train2014")
+    report = retrieval.run(run, split="test", data_root=copy)
+    assert (report["seen_in_pretraining"], report["doubt"]) == (False, None)
+    moved = karpathy.rename(tmp_path / "moved")
+    retrieval.run(run, split="test", data_root=moved)
+    assert (run.path / "eval" / "retrieval-test.json").is_file()  # moved whole, it is the run's own
 
 
 def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from picture_runs import write_pictures
 
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe
+from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.registry import PROTOCOLS
 from mmvicreg.runs import open_run
 from mmvicreg.skipped import SKIPPED, read_skipped
 from mmvicreg.sources import FIRST, part_recipes
+from mmvicreg.trained_ids import count_among
 from mmvicreg.training.log import read_lines
 
 
@@ -154,6 +156,11 @@ def test_retrieval_reads_the_source_with_captions_wherever_it_stands(
     start(tmp_path / "run", recipe).train()
     report = PROTOCOLS.load("retrieval")(open_run(tmp_path / "run"))
     assert (report["dataset"], report["captions"]) == ("shapes", 150)
+    trained_on = open_run(tmp_path / "run").content[
+        "trained_on"
+    ]  # of every source, for whoever judges it elsewhere
+    assert {name: len(ids) for name, ids in trained_on.items()} == {"image-folder": 24, "shapes": 80}
+    assert count_among(open_dataset("shapes", root=tiny_shapes).samples("all"), trained_on["shapes"]) == 80
     assert {"image_to_text", "text_to_image"} <= report.keys()
 
 
