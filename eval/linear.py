@@ -32,8 +32,8 @@ from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, save, short, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, tasks_of
-from mmvicreg.eval.trained_data import changed_data, elsewhere, in_doubt
+from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, saw, tasks_of
+from mmvicreg.eval.trained_data import check_trained_data, elsewhere, in_doubt
 from mmvicreg.runs import Run, check_writable, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
 from mmvicreg.skipped import OnBadSample, Skipped
@@ -99,12 +99,18 @@ def run(
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
         check_finished(path, members)
+        doubts = [
+            in_doubt(member, data, [], seen=saw(member, data, number))
+            for number, member in runs.items()
+            if number
+        ]
+        doubt = next((one for one in doubts if one is not None), None)
     else:
         samples, tasks = tasks_of(members[0], data, own=own, fold=fold, split=split)
         tested = [samples[i] for task in tasks for i in task.test]
         doubt = in_doubt(members[0], data, tested, seen=all(task.transductive for task in tasks))
         if doubt is not None and supervised:
-            raise changed_data(doubt)
+            check_trained_data(members[0], data)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":

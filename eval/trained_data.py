@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmvicreg.datasets import dataset_root, in_folds, training_samples
+from mmvicreg.config import DatasetConfig
+from mmvicreg.datasets import OWN_DATA, dataset_root, in_folds, training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample, fingerprint
@@ -52,18 +53,21 @@ def _compare(data: DataSet, *, split: str, fold: int | str, then: Mapping[str, A
     return _Change(f"and in their place at {data.root} there are now {differ}", True)
 
 
-def _own_change(run: Run, data: DataSet) -> _Change | None:
-    """As :func:`changed_since_training`, with whether the training split is there."""
+def _own(run: Run, data: DataSet) -> list[tuple[DatasetConfig, Mapping[str, Any]]]:
+    """What a run itself was trained on under the name of ``data``, with its fingerprints."""
     recorded = run.content["data"]
     pairs = [(run.recipe.dataset, recorded)]
     pairs += [
         (source.dataset, recorded.get("sources", {}).get(name, {"samples": 0}))
         for name, source in run.recipe.sources.items()
     ]
+    return [(config, then) for config, then in pairs if config.name == data.name and then["samples"]]
+
+
+def _own_change(run: Run, data: DataSet) -> _Change | None:
+    """As :func:`changed_since_training`, with whether the training split is there."""
     found: _Change | None = None
-    for config, then in pairs:
-        if config.name != data.name or not then["samples"]:
-            continue
+    for config, then in _own(run, data):
         change = _compare(data, split=config.train_split, fold=config.fold, then=then)
         if change is None:
             return None
@@ -129,12 +133,44 @@ def in_doubt(run: Run, data: DataSet, samples: Sequence[Sample], *, seen: bool) 
         UserError: the fold it held out is not the one it held out then. In splits, which another table of one's own may
             have too, the result is counted as transductive instead.
     """
-    change = None if seen else _own_change(run, data)
-    if change is None:
+    if seen:
         return None
-    if in_folds(data):
+    change = _own_change(run, data)
+    if change is not None and in_folds(data):
         raise changed_data(change.words)
-    return _by_ids(run, data, samples, change)
+    own = _by_ids(run, data, samples, change) if change is not None else None
+    return own or _started_in_doubt(run, data)
+
+
+def _started_in_doubt(run: Run, data: DataSet) -> str | None:
+    """Why it is not known whether the weights that branches started from saw what a run is judged on; None: it is.
+
+    The recipe has the fingerprint of what they were trained on. Published folds are taken at their word, and so are
+    those of one's own where an earlier version wrote down no fingerprint.
+    """
+    own = {
+        (then["samples"], then["names"]) for _, then in _own(run, data)
+    }  # held against data with the run's own
+    for name, branch in run.recipe.branches.items():
+        for then in branch.init.seen if branch.init is not None else ():
+            if then.dataset != data.name or then.samples == 0 or (then.samples, then.names) in own:
+                continue
+            if in_folds(data) and (data.name not in OWN_DATA or then.names is None):
+                continue
+            words = (
+                f"the weights that the branch '{name}' of the run {run.path} started from were pretrained on"
+            )
+            if then.samples is None or then.names is None:
+                return f"{words} the split '{then.split}' of {data.name}, and of which samples that was is not recorded"
+            recorded = {"samples": then.samples, "names": then.names}
+            words = f"{words} {then.samples:,} samples of {data.name}"
+            try:
+                change = _compare(data, split=then.split, fold=then.fold, then=recorded)
+            except UserError:
+                return f"{words}, all folds but {then.fold}, which {data.root} does not have"
+            if change is not None:
+                return f"{words}, {change.words}"
+    return None
 
 
 def _by_ids(run: Run, data: DataSet, samples: Sequence[Sample], change: _Change) -> str | None:

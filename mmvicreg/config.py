@@ -59,6 +59,10 @@ class SeenConfig(Strict):
     """Which fold was held out, for data in folds."""
     split: str = "train"
     """Which split was trained on, for data in splits."""
+    samples: int | None = None
+    """How many samples that were; 0: taken at the split's word; null: not recorded (by earlier versions)."""
+    names: str | None = None
+    """With them, the digest of their names (:func:`mmvicreg.samples.fingerprint`)."""
 
 
 class InitConfig(Strict):

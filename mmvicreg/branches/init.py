@@ -121,9 +121,17 @@ def _of_run(folder: Path, checkpoint: Path | None, branch: str) -> Source:
     content = run.content if checkpoint is None else load_checkpoint(checkpoint)
     prefix = f"branches.{branch}.encoder."
     config = run.recipe.branches[branch]
+    sources = content["data"].get("sources", {})
+    recorded = [content["data"], *(sources.get(name, {}) for name in run.recipe.sources)]
     seen = [
-        SeenConfig(dataset=config.name, fold=config.fold, split=config.train_split)
-        for config in run.recipe.trained_on
+        SeenConfig(
+            dataset=config.name,
+            fold=config.fold,
+            split=config.train_split,
+            samples=then.get("samples"),
+            names=then.get("names"),
+        )
+        for config, then in zip(run.recipe.trained_on, recorded, strict=True)
     ]
     for other in run.recipe.branches.values():  # every edge carries what one branch knows to the other
         seen += [data for data in (other.init.seen if other.init else ()) if data not in seen]

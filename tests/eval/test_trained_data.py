@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -16,12 +17,14 @@ from eval_stubs import StubData, StubEncode, StubRun, recipe
 from picture_runs import picture_run, write_pictures
 from tiny import WAVE_MEL, tiny_recipe, untrained_run
 
+from mmvicreg.branches.init import pin
 from mmvicreg.cli import main
+from mmvicreg.config import InitConfig
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.eval import knn, linear, retrieval, supervised
 from mmvicreg.eval import probe as arithmetic
-from mmvicreg.eval.trained_data import changed_since_training
+from mmvicreg.eval.trained_data import changed_since_training, in_doubt
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import Run, open_run
 from mmvicreg.samples import Sample, fingerprint
@@ -214,6 +217,66 @@ def test_pictures_not_trained_on_are_held_out_in_every_layout(tmp_path: Path, ka
     moved = karpathy.rename(tmp_path / "moved")
     retrieval.run(run, split="test", data_root=moved)
     assert (run.path / "eval" / "retrieval-test.json").is_file()  # moved whole, it is the run's own
+
+
+def _started(run: Run, source: Path, **seen: object) -> Run:
+    """The run as if its pictures' branch had started from another run; ``seen`` is changed of what the recipe has."""
+    config = run.recipe.branches["image"].model_copy(update={"init": InitConfig(source=str(source))})
+    made = pin(run.recipe.model_copy(update={"branches": {**run.recipe.branches, "image": config}}))
+    init = made.branches["image"].init
+    assert init is not None
+    init.seen[0] = init.seen[0].model_copy(update=seen)
+    found = replace(run, recipe=made)
+    vars(found)["content"] = run.content
+    return found
+
+
+def test_weights_of_a_run_on_another_layout_of_coco_leave_a_doubt(tmp_path: Path, karpathy: Path) -> None:
+    """They saw Karpathy's test pictures, and the recipe has only how many they saw and a digest of their names."""
+    other = layouts.coco(tmp_path / "2017", splits=("train", "val"), images=8, first=900)
+    source = _coco_run(tmp_path / "source", other, "train")
+    run = _coco_run(tmp_path / "run", karpathy, "train")
+    samples = run.dataset().samples("test")
+    doubt = in_doubt(_started(run, source.path), run.dataset(), samples, seen=False)
+    words = "the weights that the branch 'image' of the run .* started from were pretrained on"
+    assert re.match(f"{words} 8 samples of coco, and in their place at .* there are now 2$", str(doubt))
+    earlier = _started(run, source.path, samples=None, names=None)  # of an earlier version
+    assert re.match(
+        f"{words} the split 'train' .* not recorded$",
+        str(in_doubt(earlier, run.dataset(), samples, seen=False)),
+    )
+    assert in_doubt(_started(run, source.path), run.dataset(), samples, seen=True) is None
+
+    same = _coco_run(tmp_path / "same", karpathy, "train")
+    more = _coco_run(tmp_path / "more", karpathy, "train+restval")
+    for one in (same, more):
+        assert in_doubt(_started(run, one.path), run.dataset(), samples, seen=False) is None
+    copy = Path(shutil.copytree(karpathy, tmp_path / "copy"))
+    shutil.rmtree(copy / "images" / "train2014")
+    data = run.dataset(root=copy)
+    assert (
+        in_doubt(_started(run, same.path), data, samples, seen=False) is None
+    )  # the same samples as the run's own
+    assert "cannot be read" in str(in_doubt(_started(run, more.path), data, samples, seen=False))
+
+
+def test_weights_of_a_run_on_other_recordings_leave_a_doubt_over_folds(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds of one's own are numbered anew in every folder: to have held out "fold 1" of another tells nothing."""
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    copy = Path(shutil.copytree(birds, tmp_path / "copy"))
+    source = trained(tmp_path / "source", copy)
+    one_more(birds)
+    for fold in range(1, 6):
+        keys = {"dataset.name": "audio-folder", "dataset.root": str(birds), "dataset.fold": fold}
+        init = f"branches.wave.init={source.path}"
+        recipe = load_recipe(recipe_path("wave-mel", "tones", None), keys, [*WAVE_MEL, init])
+        untrained_run(tmp_path / "folds" / f"fold{fold}", pin(recipe))
+    report = linear.run(tmp_path / "folds")
+    assert report["transductive"]
+    assert "the weights that the branch 'wave' of the run" in report["doubt"]
+    assert "fold1 started from were pretrained on" in report["doubt"]
 
 
 def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from tiny import IMAGE_IMAGE, as_flags, tiny_recipe, untrained_run
 from mmvicreg.branches.init import pin, settle
 from mmvicreg.cli import app
 from mmvicreg.config import Recipe, SeenConfig
+from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.eval import tasks
 from mmvicreg.runs import Run, open_run
+from mmvicreg.samples import fingerprint
 from mmvicreg.training.launch import Launch, train
 
 ONE_EPOCH = ("training.epochs=1", "training.batch_size=40", "seed=5")
@@ -61,7 +63,8 @@ def test_a_run_that_starts_from_another_no_longer_needs_it(
     assert init is not None
     assert (init.source, init.branch) == (str(tmp_path / "source"), None)
     assert len(init.sha256 or "") == 64
-    assert init.seen == [SeenConfig(dataset="shapes", fold=pictures.recipe.dataset.fold)]
+    then = fingerprint(open_dataset("shapes", root=tiny_shapes).samples("train"))
+    assert init.seen == [SeenConfig(dataset="shapes", fold=pictures.recipe.dataset.fold, **then)]
     shutil.rmtree("source")
     began = encoder(run, "image", untrained=True)
     assert equal(began, encoder(pictures, "image"))
@@ -96,7 +99,8 @@ def test_a_branch_starts_from_a_file_and_from_a_checkpoint(
         assert not equal(encoder(run, branch), encoder(sounds, branch))
     saved = yaml.safe_load((run.path / "recipe.yaml").read_text())["branches"]
     assert saved["wave"]["init"]["seen"] == []
-    assert saved["mel"]["init"]["seen"] == [{"dataset": "tones", "fold": 2, "split": "train"}]
+    trained_on = {"dataset": "tones", "fold": 2, "split": "train", **sounds.content["data"]}
+    assert saved["mel"]["init"]["seen"] == [trained_on]
     # fold 1 was held out here, and pretrained on by the weights it started from
     data = run.dataset()
     assert run.recipe.dataset.fold == 1
