@@ -16,6 +16,8 @@ from mmvicreg.sweep import Result, Sweep, changes
 from mmvicreg.sweep_training import HEADER, columns
 
 RECALLS = ("R@1", "R@5", "R@10")
+SEEN = "†"
+"""Marks an alternative that was judged on what it was pretrained on."""
 
 
 def directions(results: Sequence[Result]) -> list[str]:
@@ -68,8 +70,8 @@ def _retrieval_rows(results: Sequence[Result]) -> list[list[str]]:
     best = competing(results)
     table = [header]
     for result in results:
-        star = " *" if result.name in best else ""
-        row = [result.name + star, result.recipe.objective["name"]]
+        marks = (" *" if result.name in best else "") + (f" {SEEN}" if _seen(result) else "")
+        row = [result.name + marks, result.recipe.objective["name"]]
         reports = result.reports
         cells = [spread([report[way][k] for report in reports]) for way in ways for k in RECALLS]
         row += [*cells, spread([report["rsum"] for report in reports])]
@@ -77,6 +79,27 @@ def _retrieval_rows(results: Sequence[Result]) -> list[list[str]]:
         row += [_stopped(result) or "/".join(map(str, epochs)), str(len(reports))]
         table.append(row)
     return table
+
+
+def _seen(result: Result) -> list[Mapping[str, Any]]:
+    """The reports on a split that pretraining saw, or may have."""
+    return [report for report in result.reports if report.get("seen_in_pretraining")]
+
+
+def _seen_notes(results: Sequence[Result]) -> list[str]:
+    """What :data:`SEEN` means, for each alternative that has it and why."""
+    notes: dict[str, list[str]] = {}
+    for result in results:
+        for report in _seen(result):
+            doubt = report.get("doubt")
+            note = (
+                f"{SEEN} transductive: pretrained on samples of the split, so that this measures memory"
+                if doubt is None
+                else f"{SEEN} counted as transductive: {doubt}, so that whether it saw this split is not known"
+            )
+            names = notes.setdefault(note, [])
+            names += [result.name] if result.name not in names else []
+    return [f"{note} ({', '.join(names)})." for note, names in notes.items()]
 
 
 def _stopped(result: Result) -> str:
@@ -124,6 +147,7 @@ def markdown(sweep: Sweep, results: Sequence[Result], base: Recipe, *, command: 
         *("| " + " | ".join(row) + " |" for row in table[1:]),
         "",
         *(["\\* the largest rsum of its group.", ""] if competing(results) else []),
+        *(line for note in _seen_notes(results) for line in (note, "")),
         "The settings of each; all else is the recipe's:",
         "",
     ]

@@ -148,6 +148,7 @@ def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp
     assert tree["best"] == {"g": winner}
     page = (out / "sweep.md").read_text()
     assert page in result.output
+    assert "†" not in page
     assert f"| {winner} * | " in page
     assert "nu_text 5" in page
     assert "20 queries, gallery 100" in page.replace("; text", "")
@@ -197,6 +198,35 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     assert CliRunner().invoke(app, words).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads((out / "sweep.json").read_text())["alternatives"]["bad"] == tree["alternatives"]["bad"]
+
+
+def test_a_sweep_judged_on_what_it_is_trained_on_says_so(tiny_shapes: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"training.epochs": 1}
+    both = {"settings": {"dataset.train_split": "train+val"}}
+    file = write(tmp_path / "mine.yaml", settings=settings, alternatives={"held-out": {}, "both": both})
+    words = [
+        "sweep",
+        str(file),
+        "--data-root",
+        str(tiny_shapes),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "0",
+    ]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    page = (tmp_path / "out" / "sweep.md").read_text()
+    assert "| both † |" in page
+    assert "| held-out |" in page
+    assert "† transductive: pretrained on samples of the split, so that this measures memory (both)." in page
+    sweep = read_sweep(file)
+    reports = [open_run(tmp_path / "out" / "both" / "seed0").path / "eval" / "retrieval-val.json"]
+    report = json.loads(reports[0].read_text()) | {"doubt": "the run was pretrained on others"}
+    doubted = Result("both", "both", recipes(sweep)["both"][0], [report])
+    assert "† counted as transductive: the run was pretrained on others, so" in markdown(
+        sweep, [doubted], base_recipe(sweep), command=""
+    )
 
 
 def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:
