@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mmvicreg.config import EdgeConfig, EvaluationConfig
+from mmvicreg.config import DatasetConfig, EdgeConfig, EvaluationConfig
 from mmvicreg.encode import Encoded, encode, without_failed
 from mmvicreg.errors import UserError
 from mmvicreg.eval.export import DEPTH, check_export, write_ranking
@@ -296,6 +296,16 @@ def _captioned(run: Run) -> str | None:
     """The data set of the first source that joins two different branches; None: the run's first data set."""
     source = _edges(run, None)[0].source
     return run.recipe.sources[source].dataset.name if source is not None else None
+
+
+def judged_data(run: Run) -> DatasetConfig:
+    """The data set that a run is judged on where none is named; only its recipe is looked at.
+
+    Raises:
+        UserError: it has no edge to judge.
+    """
+    name = _captioned(run)
+    return run.recipe.dataset if name is None else run.recipe.trained_as(name) or run.recipe.dataset
 
 
 def _edges(run: Run, dataset: str | None) -> list[EdgeConfig]:

@@ -14,7 +14,8 @@ A sweep file (``configs/<pair>/sweeps/<name>.yaml``)::
       flat: {settings: {branches.image.variance: 0}, paper: collapse}     # the paper's figure, shown beside ours
 
 Every run is a folder of its own, ``OUT/<alternative>/seed<n>``. A second call trains what is missing, continues
-what was interrupted, judges what has not been judged, and writes ``OUT/sweep.json`` and ``OUT/sweep.md`` anew.
+what was interrupted, judges what has not been judged, and writes ``OUT/sweep.json`` and ``OUT/sweep.md`` anew,
+with what alternatives that were not asked for came to before.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
 from mmvicreg.config import Recipe
+from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
 from mmvicreg.registry import check_pair
@@ -37,6 +39,7 @@ from mmvicreg.runs import RECIPE, Run, open_run
 from mmvicreg.strict import Strict
 
 if TYPE_CHECKING:
+    from mmvicreg.samples import DataSet
     from mmvicreg.training.launch import Launch
 
 
@@ -205,12 +208,14 @@ def run_sweep(
     table. Anything else that is the user's to mend ends the sweep.
 
     Raises:
-        UserError: a folder of another recipe, data that are not there.
+        UserError: a folder of another recipe, data that are not there or have no such split (before any training).
         SystemExit: a signal asked to stop; the next call continues.
     """
     from mmvicreg.sweep_training import training_report
     from mmvicreg.training.launch import Launch
 
+    if sweep.judge == "retrieval":
+        _check_split(sweep, plans)
     for name, seeds in plans.items():
         result = Result(name, sweep.alternatives[name].group or name, seeds[0])
         for recipe in seeds:
@@ -228,6 +233,31 @@ def run_sweep(
             if sweep.judge == "training" and (report := training_report(open_run(place))) is not None:
                 result.reports.append(report)
         yield result
+
+
+def _check_split(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]]) -> None:
+    """Refuse a split to judge on that the data do not have: the judgement comes only after a whole training."""
+    from mmvicreg.eval.retrieval import judged_data
+
+    opened: dict[tuple[str, str | None], DataSet] = {}
+    for name, seeds in plans.items():
+        try:
+            config = judged_data(Run(Path(name), seeds[0]))
+            place = (config.name, config.root)
+            if place not in opened:
+                root = Path(config.root) if config.root is not None else None
+                opened[place] = open_dataset(config.name, root=root)
+        except UserError as error:
+            raise UserError(f"alternative '{name}': {error}") from error
+        data = opened[place]
+        splits = data.splits()
+        for part in (part.strip() for part in sweep.split.split("+")):
+            if part not in splits:
+                raise UserError(
+                    f"alternative '{name}': split: {data.name} at {data.root} has no split '{part}' to judge on"
+                    f"{registry.nearest(part, splits)} It has {', '.join(splits)}. Name one in the sweep's file "
+                    "that is not test data; a+b is a union"
+                )
 
 
 def _train(launch: Launch, recipe: Recipe) -> None:
@@ -258,17 +288,66 @@ def _changed(old: Recipe, new: Recipe) -> list[str]:
 def _judge(place: Path, asked: Mapping[str, str], *, devices: int, device: str) -> dict[str, Any]:
     """The retrieval protocol's report on a run, made now or read where the same was made of the same epoch."""
     run = open_run(place)
-    file = place / "eval" / f"retrieval-{asked['split']}.json"
-    if file.is_file():
-        try:
-            report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if _as_asked(report, run, asked):
-                return report
-        except (ValueError, KeyError, AttributeError):
-            pass  # half a file is no report
+    if (report := _judged(run, asked)) is not None:
+        return report
     judge = registry.PROTOCOLS.load("retrieval")
     made: dict[str, Any] = judge(run, **asked, devices=devices, device=device)
     return made
+
+
+def _judged(run: Run, asked: Mapping[str, str]) -> dict[str, Any] | None:
+    """The report that lies in a run's folder, where it is what the sweep would make."""
+    file = run.path / "eval" / f"retrieval-{asked['split']}.json"
+    if not file.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return report if _as_asked(report, run, asked) else None
+    except (ValueError, KeyError, AttributeError):
+        return None  # half a file is no report
+
+
+def finished(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]], out: Path) -> list[Result]:
+    """The alternatives that an earlier call trained and judged by these recipes, all seeds of each; nothing is made.
+
+    What is half done, of another recipe or unreadable is left out: a call for that alternative says what it is.
+    """
+    found = []
+    for name, seeds in plans.items():
+        result = Result(name, sweep.alternatives[name].group or name, seeds[0])
+        try:
+            if all(
+                _add_finished(result, sweep, recipe, out / name / f"seed{recipe.seed}") for recipe in seeds
+            ):
+                found.append(result)
+        except UserError:
+            continue
+    return found
+
+
+def _add_finished(result: Result, sweep: Sweep, recipe: Recipe, place: Path) -> bool:
+    """Add one seed's report, or why it has none; False where it is not finished."""
+    from mmvicreg.sweep_training import training_report, verdict_of
+
+    if not (place / RECIPE).is_file():
+        return False
+    run = open_run(place)
+    if _changed(run.recipe, recipe):
+        return False
+    report: dict[str, Any] | None = None
+    if (verdict := verdict_of(run)).stopped is not None:
+        result.problem = f"training stopped: {verdict.message}"
+    elif run.epochs_done < recipe.training.epochs:
+        return False
+    elif sweep.judge == "retrieval":
+        asked = {"split": sweep.split, "on_bad_sample": recipe.dataset.on_bad_sample}
+        if (report := _judged(run, asked)) is None:
+            return False
+    if sweep.judge == "training":
+        report = training_report(run)
+    if report is not None:
+        result.reports.append(report)
+    return True
 
 
 def _as_asked(report: Mapping[str, Any], run: Run, asked: Mapping[str, str]) -> bool:

@@ -167,6 +167,13 @@ def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp
         lying.write_text(json.dumps({**right, "rsum": -1.0, **change}))
         assert CliRunner().invoke(app, [*words, "--only", "nu-5"]).exit_code == 0
         assert json.loads(lying.read_text())["rsum"] == right["rsum"], change
+    again = json.loads((out / "sweep.json").read_text())  # with what the others came to, in the sweep's order
+    assert list(again["alternatives"]) == ["nu-5", "simclr"]
+    assert again["alternatives"]["simclr"] == tree["alternatives"]["simclr"]
+    assert again["best"] == tree["best"]
+    # but not of other settings than were asked for, nor where a seed is missing
+    assert CliRunner().invoke(app, [*words, "--only", "nu-5", "--seeds", "0,1,2"]).exit_code == 0
+    assert list(json.loads((out / "sweep.json").read_text())["alternatives"]) == ["nu-5"]
 
     # a run that is gone is made again, to the same figures
     shutil.rmtree(out / "simclr" / "seed0")
@@ -198,6 +205,8 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     assert CliRunner().invoke(app, words).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads((out / "sweep.json").read_text())["alternatives"]["bad"] == tree["alternatives"]["bad"]
+    assert CliRunner().invoke(app, [*words, "--only", "good"]).exit_code == 0  # the line of the other stays
+    assert json.loads((out / "sweep.json").read_text())["alternatives"] == tree["alternatives"]
 
 
 def test_a_sweep_judged_on_what_it_is_trained_on_says_so(tiny_shapes: Path, tmp_path: Path) -> None:
@@ -227,6 +236,18 @@ def test_a_sweep_judged_on_what_it_is_trained_on_says_so(tiny_shapes: Path, tmp_
     assert "† counted as transductive: the run was pretrained on others, so" in markdown(
         sweep, [doubted], base_recipe(sweep), command=""
     )
+
+
+def test_a_split_that_is_not_there_is_refused_before_anything_is_trained(
+    tiny_shapes: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "mine.yaml", split="vall", alternatives={"a": {}, "b": {}})
+    told = mistake("sweep", file, "--data-root", tiny_shapes, "--out", tmp_path / "out", "--workers", "0")
+    assert (
+        f"alternative 'a': split: shapes at {tiny_shapes} has no split 'vall' to judge on; did you mean 'val'"
+        in told
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:

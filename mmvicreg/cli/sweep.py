@@ -42,7 +42,16 @@ def sweep(
     """Train alternatives of a recipe, one after another, and judge them in one table: on validation data, or by
     their training."""
     from mmvicreg.registry import nearest
-    from mmvicreg.sweep import base_recipe, changes, read_sweep, recipes, run_sweep, sweep_path, with_seeds
+    from mmvicreg.sweep import (
+        base_recipe,
+        changes,
+        finished,
+        read_sweep,
+        recipes,
+        run_sweep,
+        sweep_path,
+        with_seeds,
+    )
     from mmvicreg.sweep_table import markdown, write_table
 
     path = sweep_path(name)
@@ -69,9 +78,12 @@ def sweep(
         return
     folder = out if out is not None else Path("runs") / f"sweep-{path.stem}"
     command = shlex.join(["mmvicreg", *sys.argv[1:]])
+    others = {key: value for key, value in plans.items() if key not in chosen}
+    done = {result.name: result for result in finished(asked, others, folder)}
     results: list[Result] = []
     for result in run_sweep(asked, chosen, folder, devices=devices, device=device, workers=workers):
-        results.append(result)
+        done[result.name] = result
+        results = [done[key] for key in plans if key in done]
         write_table(
             folder, asked, results, base, command=command
         )  # what is done is there if the next one fails
