@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmvicreg.branches.model import Batch, JointModel, ModelOutput, build_inputs
 from mmvicreg.branches.norm import synchronise_batchnorm
 from mmvicreg.branches.weights import load_strictly
+from mmvicreg.config import MonitorConfig
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.objectives.base import NonFiniteError
@@ -86,7 +87,8 @@ class Trainer:
         self.step, self.epoch = 0, 0
         if content is not None:
             self.optimizer.load_state_dict(content["optimizer"])
-            self.monitor.load_state(content["monitor"])
+            if self._same_monitor(content):
+                self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
             self.data.check_same(content["data"], run.path)
         self.log: RunLog | None = None
@@ -217,7 +219,10 @@ class Trainer:
                 say(f"warning: {message}")
         if stop:
             self._save()
-            raise UserError(f"training stopped: {message}")
+            raise UserError(
+                f"training stopped: {message}; to go on all the same: mmvicreg train --resume --out {self.run.path} "
+                f"--set monitor.patience={10 * self.recipe.monitor.patience}"
+            )
 
     def _report(self, epoch: int) -> None:
         """A line an epoch where no progress bar is shown: in a log file, under SLURM."""
@@ -341,6 +346,11 @@ class Trainer:
                 if note is not None and self.world.is_main:
                     say(f"warning: {note}")
         return model
+
+    def _same_monitor(self, content: dict[str, Any]) -> bool:
+        """Whether the monitor judges as it did; told otherwise it counts anew, or old counts would stop it at once."""
+        before = content.get("recipe", {}).get("monitor")  # earlier versions do not say
+        return before is None or MonitorConfig.model_validate(before) == self.recipe.monitor
 
     def _fit_frontends(self, model: JointModel) -> None:
         """Each frontend that learns does so from the first source that its branch is trained on."""
