@@ -98,6 +98,28 @@ def test_frozen_encoder_keeps_weights_and_statistics_and_the_rest_learns() -> No
     assert branch.encoder.training
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_prototypes_that_are_held_do_not_decay_either(name: str) -> None:
+    """Adam divides the decay by its own size: a small one turned them as fast as a large gradient would."""
+    recipe = tiny_recipe(
+        "image-text",
+        Path("unused"),
+        "objective={name: swav, prototypes: 8, freeze_steps: 2}",
+        f"optimizer={{name: {name}, lr: 0.1, weight_decay: 0.1}}",
+    )
+    network = model(recipe)
+    optimizer = build_optimizer(network, recipe.optimizer)
+    (prototypes,) = network.objective.parameters()
+    before = prototypes.detach().clone()
+    z = {node.name: torch.randn(8, node.width) for node in network.graph.nodes}
+    for step in range(3):
+        assert torch.equal(prototypes, before), step
+        optimizer.zero_grad()
+        network.objective(z).loss.backward()
+        optimizer.step()
+    assert not torch.equal(prototypes, before)
+
+
 @pytest.mark.parametrize("swap", [False, True])
 def test_frozen_batchnorm_keeps_statistics_but_learns(swap: bool) -> None:
     network = model(tiny_recipe("image-text", Path("unused")))
