@@ -93,6 +93,10 @@ class Run:
         self._check_recipe(content, file)
         return content
 
+    def let_go(self) -> None:
+        """Forget the checkpoint that was read, gigabytes of weights and momenta; who asks again has it read again."""
+        self.__dict__.pop("content", None)
+
     def _check_recipe(self, content: dict[str, Any], file: Path) -> None:
         """Refuse another recipe than was trained with: its weights may fit, and the figures would be of no run.
 

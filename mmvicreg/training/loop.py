@@ -98,6 +98,7 @@ class Trainer:
         self._skipped = len(read_skipped(run.path / SKIPPED)) if resume else 0
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
         self._others: dict[str, Iterator[Batch]] | None = None
+        run.let_go()
 
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""

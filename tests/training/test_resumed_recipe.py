@@ -21,6 +21,8 @@ from mmvicreg.eval import linear
 from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import open_run
 from mmvicreg.training.checkpoint import list_checkpoints
+from mmvicreg.training.distributed import World
+from mmvicreg.training.loop import Trainer
 
 
 def mmvicreg(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -136,6 +138,16 @@ def test_an_edited_recipe_is_not_gone_on_with(
     assert before == {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="was trained by another recipe"):  # nor judged under its name
         linear.run(half)
+
+
+def test_a_resumed_run_does_not_keep_the_checkpoint_in_memory(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, half = begin(monkeypatch, tiny_tones, tmp_path)
+    run = open_run(half)
+    Trainer(run, World(0, 1, 0, torch.device("cpu")), resume=True, workers=0)
+    assert "content" not in vars(run)
+    assert run.epochs_done == 1  # who asks again is told
 
 
 def test_what_no_weight_depends_on_may_be_edited(
