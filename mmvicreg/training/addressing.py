@@ -34,8 +34,8 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 def seed_weights(seed: int) -> None:
-    """Seed torch's default generators for the initial weights."""
-    torch.manual_seed(_word(_WEIGHTS, seed))
+    """Seed torch's default generator of the CPU for the initial weights, which are drawn there on any machine."""
+    torch.default_generator.manual_seed(_word(_WEIGHTS, seed))
 
 
 def _word(*key: int) -> int:

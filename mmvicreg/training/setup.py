@@ -37,7 +37,7 @@ def build_model(
         pretrained: load the weights an encoder is to start from; false where a checkpoint follows.
         initial: branch -> its encoder's state dict, kept from when the run began; loaded in place of ``init``.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         seed_weights(recipe.seed)
         return JointModel(recipe, inputs, pretrained=pretrained, initial=initial)
 
