@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,10 +21,10 @@ from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
     World,
     check_devices,
-    cpu_count,
     from_main,
     join_world,
     leave_world,
+    own_cores,
     started_by_others,
 )
 from mmvicreg.training.log import say
@@ -205,5 +204,4 @@ def _resumes(launch: Launch, run: Run) -> bool:
 def _workers(launch: Launch, world: World) -> int:
     if launch.workers is not None:
         return launch.workers
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return max(1, min(8, cpu_count() // processes))
+    return min(8, own_cores(world.size))
