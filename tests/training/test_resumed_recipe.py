@@ -157,7 +157,7 @@ def test_what_no_weight_depends_on_may_be_edited(
     rewrite(half, lambda tree: tree["evaluation"].update(batch_size=7))
     rewrite(half, lambda tree: tree["monitor"].update(patience=9))
     rewrite(half, lambda tree: tree["inputs"]["audio"].update(cache=False))
-    rewrite(half, lambda tree: tree["training"].update(keep_checkpoints=3))
+    rewrite(half, lambda tree: tree["training"].update(keep_checkpoints=3, log_every=7))
     run = open_run(half)
     assert run.content["position"]["epoch"] == 1
     assert run.recipe.evaluation.batch_size == 7
