@@ -2,7 +2,7 @@
 
 Every random choice comes from a generator keyed by where it is made: a view's augmentation by (seed,
 epoch, sample, view), an epoch's order by (seed, epoch), a step's dropout by (seed, step, process). So any
-step can be recomputed alone, and resuming anywhere, with any number of loader workers, gives the same bits.
+step can be recomputed alone, and resuming anywhere, with any number of loader workers, draws the same numbers.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ surveying headers, fitting statistics) takes longer than NCCL's 10 or gloo's 30 
 wait this long for a process that died: torchrun's agent ends the others, and srun does with --kill-on-bad-exit."""
 
 CUDNN = {"deterministic": True, "benchmark": False}
-"""How training sets cuDNN: resuming promises the same bits, and its fastest kernels add in any order."""
+"""How training sets cuDNN: a resumed run is to go on in the same bits, and its fastest kernels add in any order."""
 
 
 @dataclass(frozen=True)

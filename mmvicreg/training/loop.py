@@ -2,7 +2,8 @@
 
 One process or one of several; every decision that must be the same on all of them is taken from numbers
 they share. Randomness is addressed (see ``addressing``), so a checkpoint is weights, optimiser, counters
-and what the inputs learned, and continuing from it gives the same bits as never having stopped.
+and what the inputs learned, and continuing from it gives the same bits as never having stopped: on a CPU, where it is
+tested. On a GPU it is not measured; the backward pass of attention may add in any order there.
 """
 
 from __future__ import annotations
