@@ -221,10 +221,7 @@ class Trainer:
                 say(f"warning: {message}")
         if stop:
             self._save()
-            raise UserError(
-                f"training stopped: {message}; to go on all the same: mmvicreg train --resume --out {self.run.path} "
-                f"--set monitor.patience={10 * self.recipe.monitor.patience}"
-            )
+            raise UserError(f"training stopped: {message}")
 
     def _report(self, epoch: int) -> None:
         """A line an epoch where no progress bar is shown: in a log file, under SLURM."""
