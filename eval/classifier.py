@@ -83,7 +83,7 @@ class Learner:
         if not self.frozen:
             branch.encoder = synchronise_batchnorm(branch.encoder, device_type=device.type)
         self.branch = branch.to(device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             seed_weights(seed)
             self.head = nn.Linear(branch.encoder.out_features, classes)
             nn.init.normal_(self.head.weight, std=0.01)

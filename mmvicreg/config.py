@@ -169,7 +169,7 @@ BaseRate = Annotated[
 
 
 class OptimizerConfig(Strict):
-    """How gradients become steps. Biases and normalisation (ndim 1) are never decayed."""
+    """How gradients become steps. Biases, normalisation (ndim 1) and SwAV's prototypes are never decayed."""
 
     name: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     lr: Annotated[float, Field(gt=0)] | None = None

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS, INITIAL = "recipe.yaml", "checkpoints", "initial.pt"
 _FREE = re.compile(
-    r"evaluation\.|monitor\.|training\.keep_|inputs\.[^.]+\.cache:"
+    r"evaluation\.|monitor\.|training\.(keep_|log_every:)|inputs\.[^.]+\.cache:"
     r"|(sources\.[^.]+\.)?dataset\.(root|on_bad_sample|eval_split):"
 )
-"""Keys, as :func:`differences` has them, that no weight depends on."""
+"""Keys, as :func:`differences` has them, that no weight depends on; a resumed run may be told them anew."""
 MISFIT = "its recipe.yaml or its checkpoint was changed: put the one back that it was trained with"
+
+
+def is_free(difference: str) -> bool:
+    """Whether no weight depends on what a line of :func:`differences` is about, or a key with its colon."""
+    return _FREE.match(difference) is not None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,10 @@ class Run:
         self._check_recipe(content, file)
         return content
 
+    def let_go(self) -> None:
+        """Forget the checkpoint that was read, gigabytes of weights and momenta; who asks again has it read again."""
+        self.__dict__.pop("content", None)
+
     def _check_recipe(self, content: dict[str, Any], file: Path) -> None:
         """Refuse another recipe than was trained with: its weights may fit, and the figures would be of no run.
 
@@ -96,7 +105,7 @@ class Run:
         if "recipe" not in content:
             return
         then = parse_recipe(content["recipe"], source=str(file))
-        changed = [line for line in differences(then, self.recipe) if not _FREE.match(line)]
+        changed = [line for line in differences(then, self.recipe) if not is_free(line)]
         if changed:
             raise UserError(
                 f"the checkpoint {file} was trained by another recipe than {self.path / RECIPE} says "

@@ -23,6 +23,7 @@ from torch.utils.data import default_collate
 from torchvision import transforms
 
 from mmvicreg.branches.frontends import ImageFrontend
+from mmvicreg.branches.model import ON_CPU
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.image import ImageInput
 from mmvicreg.progress import progress_bar
@@ -94,7 +95,7 @@ def bench_input(wanted: Settings) -> list[InputSpeed]:
                 OURS_DEVICE: our_pipeline(files, wanted.size, worker_augmentation="none"),
                 OURS_CPU: our_pipeline(files, wanted.size, worker_augmentation="official"),
             }
-            seconds = _in_turns(pipelines, wanted.repeats)
+            seconds = in_turns(pipelines, wanted.repeats)
             left = _device_ms(pipelines[OURS_DEVICE](0), device, wanted.repeats)
     finally:
         torch.set_num_threads(threads)
@@ -225,7 +226,8 @@ def our_pipeline(files: Sequence[Path], size: int, *, worker_augmentation: str) 
     return run
 
 
-def _in_turns(pipelines: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, list[float]]:
+def in_turns(pipelines: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of processor time of every pipeline in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in pipelines}
     with progress_bar(len(pipelines) * repeats, "measuring", "round") as bar:
         for turn in range(repeats):
@@ -243,7 +245,11 @@ def _in_turns(pipelines: dict[str, Callable[[int], Any]], repeats: int) -> dict[
 def _device_ms(views: list[dict[str, Tensor]], device: str, repeats: int) -> float:
     config = ImageFrontend.Config.model_validate({"augmentation": "official"})
     frontend = ImageFrontend(config, ImageInput(ImageInput.Config()).spec()).to(device).train()
-    batches = [{name: value.to(device) for name, value in item.items()} for item in views]
+    # as a batch travels
+    batches = [
+        {name: value if name in ON_CPU else value.to(device) for name, value in item.items()}
+        for item in views
+    ]
     clock = time.perf_counter if device == "cuda" else time.process_time
     seconds = []
     for _ in range(repeats + 1):

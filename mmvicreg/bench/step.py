@@ -31,11 +31,13 @@ from mmvicreg.branches.model import Batch, JointModel, build_inputs
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import parse_recipe
-from mmvicreg.training.distributed import resolve_device
+from mmvicreg.training.distributed import CUDNN, resolve_device
 from mmvicreg.training.optim import build_optimizer
 from mmvicreg.training.setup import build_model
 
 AUTHORS, OURS = "authors' script", "ours"
+Step = Callable[[Callable[[str], None]], None]
+"""One step of training; what it is given is told the name of every phase that is done."""
 PHASES = ("augment", "forward", "objective", "backward", "optimiser")
 """What the device does in a step, in order; only ours augments there."""
 
@@ -180,7 +182,11 @@ def bench_step(wanted: Settings) -> list[StepCost]:
     views, input_seconds = _measure_input(wanted)
     ours = Ours(recipe(wanted), views, device)
     authors = Authors(ours, wanted.precision)
-    steps = {AUTHORS: authors.step, OURS: ours.step}
+    # each with cuDNN as its own script has it: theirs may search for the fastest kernels
+    steps = {
+        AUTHORS: _with_cudnn(authors.step, deterministic=False, benchmark=True),
+        OURS: _with_cudnn(ours.step, **CUDNN),
+    }
     start = [w.detach().clone() for w in authors.weights]
     for step in steps.values():
         step(_ignore)
@@ -258,17 +264,29 @@ def _measure_input(wanted: Settings) -> tuple[list[Mapping[str, Tensor]], dict[s
                 AUTHORS: pictures.authors_pipeline(files, wanted.size),
                 OURS: pictures.our_pipeline(files, wanted.size, worker_augmentation="none"),
             }
-            seconds = {}
-            for name, run in pipelines.items():
-                start = time.process_time()
-                made = run(0)
-                seconds[name] = time.process_time() - start
+            spent = pictures.in_turns(pipelines, wanted.repeats)
+            made = pipelines[OURS](0)
     finally:
         torch.set_num_threads(threads)
-    return made, seconds
+    return made, {name: median(seconds) for name, seconds in spent.items()}
 
 
-def _phases(step: Callable[[Callable[[str], None]], None], device: str) -> dict[str, float]:
+def _with_cudnn(step: Step, *, deterministic: bool, benchmark: bool) -> Step:
+    """The step with cuDNN set so while it is taken, and as it was before afterwards."""
+    flags = torch.backends.cudnn
+
+    def run(watch: Callable[[str], None]) -> None:
+        before = flags.deterministic, flags.benchmark
+        flags.deterministic, flags.benchmark = deterministic, benchmark
+        try:
+            step(watch)
+        finally:
+            flags.deterministic, flags.benchmark = before
+
+    return run
+
+
+def _phases(step: Step, device: str) -> dict[str, float]:
     """Seconds of every phase of one step."""
     found: dict[str, float] = {}
     last = time.perf_counter()

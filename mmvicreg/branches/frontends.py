@@ -133,7 +133,7 @@ class WaveformFrontend(Frontend):
             std = torch.linalg.vector_norm(x, dim=1, keepdim=True) / max(x.shape[1] - 1, 1) ** 0.5
             x = x / std.clamp_min(1e-4)
         if self.training:
-            u = item["draws"]
+            u = item["draws"].to(x.device, non_blocking=True)
             if self.config.gain_db > 0:
                 x = x * 10 ** ((2 * u[:, :1] - 1) * self.config.gain_db / 20)
             if self.config.polarity:

@@ -103,6 +103,10 @@ class LogMelFrontend(Frontend):
         filters = mel_filters(config)
         self.register_buffer("filters", filters.float(), persistent=False)
         self.bands = bands(filters)
+        self.augments = (
+            max(config.gain_db, config.equalise_db, config.time_mask, config.frequency_mask) > 0
+            or max(config.resize_time, config.resize_frequency) > 0
+        )
         self.learns = config.scaling == "training"
         if self.learns:
             # until it is learned everything is NaN, which the objective refuses
@@ -111,20 +115,23 @@ class LogMelFrontend(Frontend):
     def forward(self, item: Mapping[str, Tensor]) -> Tensor:
         """The spectrogram of ``item``, in 0..1; augmented in training mode."""
         decibels = self.decibels(item["waveform"])
-        if self.training and self.config.gain_db > 0:
-            decibels = decibels + (2 * item["draws"][:, :1, None] - 1) * self.config.gain_db
-        if self.training and self.config.equalise_db > 0:
-            gain = equaliser(item["draws"][:, 6:11], self.config.n_mels) * self.config.equalise_db
+        if not (self.training and self.augments):
+            return self.scale(decibels).unsqueeze(1)
+        draws = item["draws"].to(decibels.device, non_blocking=True)
+        if self.config.gain_db > 0:
+            decibels = decibels + (2 * draws[:, :1, None] - 1) * self.config.gain_db
+        if self.config.equalise_db > 0:
+            gain = equaliser(draws[:, 6:11], self.config.n_mels) * self.config.equalise_db
             # what is silent has nothing to be made louder, and must go on counting as silent
             decibels = torch.where(decibels > self.config.silence_db, decibels + gain.unsqueeze(2), decibels)
         x = self.scale(decibels)
         octaves = (self.config.resize_time, self.config.resize_frequency)
-        if self.training and any(octaves):
-            x = resize_crop(x, octaves=octaves, draws=item["draws"][:, 11:15])
-        if self.training and self.config.time_mask > 0:
-            x = mask(x, dim=2, width=self.config.time_mask, draws=item["draws"][:, 2:4])
-        if self.training and self.config.frequency_mask > 0:
-            x = mask(x, dim=1, width=self.config.frequency_mask, draws=item["draws"][:, 4:6])
+        if any(octaves):
+            x = resize_crop(x, octaves=octaves, draws=draws[:, 11:15])
+        if self.config.time_mask > 0:
+            x = mask(x, dim=2, width=self.config.time_mask, draws=draws[:, 2:4])
+        if self.config.frequency_mask > 0:
+            x = mask(x, dim=1, width=self.config.frequency_mask, draws=draws[:, 4:6])
         return x.unsqueeze(1)
 
     def decibels(self, waveform: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ from mmvicreg.inputs.base import FIRST_CROP, Input, Item
 from mmvicreg.objectives.base import Edge, Graph, Node, NonFiniteError, Objective
 from mmvicreg.sources import FIRST, in_source, part_recipes
 
+ON_CPU = frozenset({"length", "draws", "view"})
+"""What of an item stays on the CPU: lengths, where packing wants them; draws and the view's number, of which each
+picture's changes are decided there. Brought back from a GPU, they would have every step wait for what it computes."""
+
 
 @dataclass
 class Batch:
@@ -43,8 +47,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``, copied while the device computes where the memory is pinned."""
         views = {
-            # lengths stay where packing wants them
-            key: {k: v if k == "length" else v.to(device, non_blocking=True) for k, v in item.items()}
+            key: {k: v if k in ON_CPU else v.to(device, non_blocking=True) for k, v in item.items()}
             for key, item in self.views.items()
         }
         others = {name: other.to(device) for name, other in self.others.items()}

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from mmvicreg.config import Recipe
 
 
-_MOVABLE = {"dataset.root", "dataset.on_bad_sample"}
-"""What a resumed run may be told anew of its data sets, besides its folder."""
-
-
 def train(
     pair: Annotated[
         str | None, typer.Option(help="What is paired: image-text, wave-mel, image-image.")
@@ -119,8 +115,8 @@ def train(
         pair is None
         and resume
         and out is not None
-        and not (dataset or recipe or asked.keys() - _MOVABLE)
-        and all(_of_data(setting) for setting in settings or ())
+        and not (dataset or recipe)
+        and all(_may_change(key) for key in [*asked, *(text.partition("=")[0] for text in settings or ())])
     ):
         first = next(iter(_fold_runs(out).values()), out) if fold == "all" else out
         resolved = _recipe_of(first, asked, settings or [])
@@ -176,8 +172,9 @@ def _recipe(
     if pair is None:
         if resume:
             raise UserError(
-                "--resume takes the run folder alone (--out RUN) and where its data is now (--data-root DIR, --set "
-                "sources.NAME.dataset.root=DIR), or the flags the run was started with, --pair too"
+                "--resume takes the run folder alone (--out RUN), where its data is now (--data-root DIR, --set "
+                "sources.NAME.dataset.root=DIR) and what decides no weight (--set monitor.patience=100), or the flags "
+                "the run was started with, --pair too"
             )
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)
@@ -189,16 +186,16 @@ def _recipe(
     return load_recipe(recipe_path(pair, name or "", recipe), {"pair": pair, **overrides}, settings)
 
 
-def _of_data(setting: str) -> bool:
-    """Whether ``KEY=VALUE`` says where a data set of a run is, or what is to be done where it is damaged."""
-    key = setting.partition("=")[0].strip()
-    prefix, _, rest = key.partition(".dataset.")
-    of_source = prefix.startswith("sources.") and prefix.count(".") == 1
-    return key in _MOVABLE or (of_source and f"dataset.{rest}" in _MOVABLE)
+def _may_change(key: str) -> bool:
+    """Whether a resumed run may be told a key anew: where its data is, when it is stopped, and what else decides
+    no weight."""
+    from mmvicreg.runs import is_free
+
+    return is_free(f"{key.strip()}:")
 
 
 def _recipe_of(out: Path, overrides: dict[str, Any], settings: list[str]) -> Recipe:
-    """The recipe of the run to be resumed, its data perhaps moved or found to be damaged."""
+    """The recipe of the run to be resumed, with what it is told anew: its data perhaps moved or found to be damaged."""
     from mmvicreg.recipes import load_recipe
     from mmvicreg.runs import RECIPE, open_run
     from mmvicreg.skipped import check_on_bad_sample

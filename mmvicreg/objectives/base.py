@@ -114,6 +114,8 @@ class Objective(nn.Module, ABC):
     moving average of every branch (:mod:`mmvicreg.branches.target`)."""
     fixed_rate: bool = False
     """Whether the schedule leaves the learning rate of the method's own parameters alone."""
+    decayed: bool = True
+    """Whether weight decay is for the method's own parameters."""
     directional: bool = False
     """Whether the length of an embedding means nothing to the method; the monitor then leaves it out too."""
     graph: Graph | None = None

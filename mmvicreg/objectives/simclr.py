@@ -27,6 +27,7 @@ from mmvicreg.strict import Strict
 Candidates = Literal["nt-xent", "infonce"]
 LOWEST_TEMPERATURE = 0.01
 """CLIP keeps a learned temperature from falling below this (a logit scale of 100)."""
+HIGHEST_LOG_SCALE = -math.log(LOWEST_TEMPERATURE)
 
 
 class SimCLRConfig(Strict):
@@ -80,6 +81,7 @@ class SimCLR(Objective):
         batch = {
             name: functional.normalize(exact(gather(z, sizes=sizes)), dim=1) for name, z in embeddings.items()
         }
+        self._bring_back()
         logits = nt_xent_logits if self.candidates == "nt-xent" else infonce_logits
         terms: dict[str, Tensor] = {}
         losses = []
@@ -96,7 +98,18 @@ class SimCLR(Objective):
     def _scale(self, like: Tensor) -> Tensor:
         if self.log_scale is None:
             return like.new_tensor(1 / self.temperature)
-        return self.log_scale.to(like.dtype).clamp(max=-math.log(LOWEST_TEMPERATURE)).exp()
+        # in training the parameter itself is kept within the bound; a clamp's gradient on it is already zero
+        log_scale = self.log_scale if self.training else self.log_scale.clamp(max=HIGHEST_LOG_SCALE)
+        return log_scale.to(like.dtype).exp()
+
+    @torch.no_grad()
+    def _bring_back(self) -> None:
+        """Put a learned temperature that a step took beyond its bound back on it, as CLIP does.
+
+        Clamped in the forward pass alone it would have a gradient of zero, and stay there for ever.
+        """
+        if self.log_scale is not None and self.training:
+            self.log_scale.clamp_(max=HIGHEST_LOG_SCALE)
 
 
 def nt_xent_logits(a: Tensor, b: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,9 @@ class SwAV(Objective):
         "Make the codes sharper (a lower objective.epsilon) and the embeddings narrower (its authors have 128)"
     )
     directional = True
+    decayed = False
+    """Only the directions of the prototypes count; a decay would do nothing, or, as a part of the gradient that Adam
+    divides by its size, turn them, even while ``freeze_steps`` holds them."""
     step: Tensor
     queue: Tensor | None
     queued: Tensor | None

@@ -2,7 +2,7 @@
 
 Every random choice comes from a generator keyed by where it is made: a view's augmentation by (seed,
 epoch, sample, view), an epoch's order by (seed, epoch), a step's dropout by (seed, step, process). So any
-step can be recomputed alone, and resuming anywhere, with any number of loader workers, gives the same bits.
+step can be recomputed alone, and resuming anywhere, with any number of loader workers, draws the same numbers.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def seed_step(seed: int, step: int, process: int) -> None:
 
 
 def seed_weights(seed: int) -> None:
-    """Seed torch's default generators for the initial weights."""
-    torch.manual_seed(_word(_WEIGHTS, seed))
+    """Seed torch's default generator of the CPU for the initial weights, which are drawn there on any machine."""
+    torch.default_generator.manual_seed(_word(_WEIGHTS, seed))
 
 
 def _word(*key: int) -> int:

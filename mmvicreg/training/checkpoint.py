@@ -25,7 +25,7 @@ def save_checkpoint(
     Those of a multiple of ``every`` steps stay as well.
 
     The file is written under another name, flushed to the disk and then renamed, so that a checkpoint that
-    is there is whole; older ones go only after that.
+    is there is whole; older ones go only after that. What a killed process had not finished goes first.
 
     Raises:
         UserError: the disk is full or cannot be written; older checkpoints are kept.
@@ -33,6 +33,10 @@ def save_checkpoint(
     path = folder / f"step-{step:09d}.pt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for cut_off in folder.glob(
+            "step-*.tmp"
+        ):  # by a SIGKILL; nobody else writes here while a run is trained
+            cut_off.unlink(missing_ok=True)
         save_data(path, content)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         raise UserError(

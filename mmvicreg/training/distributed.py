@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,14 @@ from mmvicreg.errors import UserError
 
 BUCKET = 25 * 2**20
 """Bytes that go over the network at once, as many as DistributedDataParallel sends."""
+
+LONGEST_WAIT = timedelta(hours=12)
+"""How long a process waits for the others. What the main process does alone before training (fitting a vocabulary,
+surveying headers, fitting statistics) takes longer than NCCL's 10 or gloo's 30 minutes on large data. Nobody has to
+wait this long for a process that died: torchrun's agent ends the others, and srun does with --kill-on-bad-exit."""
+
+CUDNN = {"deterministic": True, "benchmark": False}
+"""How training sets cuDNN: a resumed run is to go on in the same bits, and its fastest kernels add in any order."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,13 @@ def join_world(device: str = "auto") -> World:
                 "lower --devices"
             )
         torch.cuda.set_device(place)
-        # resuming promises the same bits; cuDNN's fastest kernels add in any order
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.backends.cudnn.deterministic = CUDNN["deterministic"]
+        torch.backends.cudnn.benchmark = CUDNN["benchmark"]
     if size > 1:
         if kind == "cpu":
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-            torch.set_num_threads(max(1, cpu_count() // processes))
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=size)
+            torch.set_num_threads(own_cores(size))
+        backend = "nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     return World(rank, size, local_rank, place)
 
 
@@ -88,6 +97,22 @@ def check_devices(devices: int, device: str) -> None:
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cores(processes: int) -> int:
+    """Cores for this process alone, of a run of so many: those it may use, shared with the others of this machine.
+
+    Under srun without torchrun a task may mostly use its own cores and no others, which are not to be shared again;
+    where it may use all that the job has on the machine, it was not bound to any.
+    """
+    cores, sharing = cpu_count(), processes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        sharing = int(os.environ["LOCAL_WORLD_SIZE"])
+    elif under_srun():
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+        bound = cores < int(os.environ.get("SLURM_CPUS_ON_NODE") or cores + 1)
+        sharing = 1 if bound else -(-processes // nodes)
+    return max(1, cores // sharing)
 
 
 def leave_world() -> None:

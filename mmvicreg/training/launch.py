@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,20 +16,20 @@ from mmvicreg.config import DatasetConfig, Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.locking import alone_in
 from mmvicreg.recipes import differences, dump_recipe, say_differences
-from mmvicreg.runs import RECIPE, Run, check_free, create_run, open_run, write_whole
+from mmvicreg.runs import RECIPE, Run, check_free, create_run, is_free, open_run, write_whole
 from mmvicreg.training.checkpoint import list_checkpoints
 from mmvicreg.training.distributed import (
     World,
     check_devices,
-    cpu_count,
     from_main,
     join_world,
     leave_world,
+    own_cores,
     started_by_others,
 )
 from mmvicreg.training.log import say
 from mmvicreg.training.processes import Stopped, start_processes
-from mmvicreg.training.setup import resolve_precision
+from mmvicreg.training.setup import LEFT_TO_THE_MACHINE, resolve_precision
 
 if TYPE_CHECKING:
     from mmvicreg.training.loop import Trainer
@@ -101,6 +100,8 @@ def _worker(launch: Launch) -> None:
         run = _together(world, lambda: _plan(launch, world.device))
         if not run.recipe.training.epochs:
             _together(world, lambda: import_weights(run, resume=launch.resume))
+            if launch.resume:
+                _together(world, lambda: _keep_recipe(run))
             return
         trainer = Trainer(run, world, resume=_resumes(launch, run), workers=_workers(launch, world))
         if launch.resume:
@@ -151,57 +152,39 @@ def _plan(launch: Launch, device: torch.device) -> Run:
         check_free(launch.out)
         return Run(launch.out, pin(_resolve(launch.recipe, device)))
     run = open_run(launch.out)
-    if launch.recipe is not None:
-        asked = pin_as(_resolve(launch.recipe, device), run.recipe)
-        # data may have been moved, and "auto" was resolved where the run began
-        if launch.recipe.training.precision == "auto":
-            asked = _with_precision(asked, run.recipe.training.precision)
-        free = ["dataset.root:", "dataset.on_bad_sample:"]  # neither changes a step that was taken
-        free += [f"sources.{name}.{key}" for name in run.recipe.sources for key in free]
-        changed = [d for d in differences(settle(run.recipe), asked) if not d.startswith(tuple(free))]
-        if changed:
-            raise UserError(
-                f"the run {launch.out} was started with another recipe ({say_differences(changed)}); give the same "
-                "one, name only --resume --out, or choose another --out"
-            )
-        update = {
-            "dataset": _moved(run.recipe.dataset, launch.recipe.dataset),
-            "sources": {
-                name: source.model_copy(
-                    update={"dataset": _moved(source.dataset, launch.recipe.sources[name].dataset)}
-                )
-                for name, source in run.recipe.sources.items()
-            },
-        }
-        return Run(run.path, run.recipe.model_copy(update=update))
-    return run
+    if launch.recipe is None:
+        return run
+    asked = pin_as(_resolve(launch.recipe, device), run.recipe)
+    # what was left to the machine was resolved where the run began
+    if launch.recipe.training.precision in LEFT_TO_THE_MACHINE:
+        asked = _with_precision(asked, run.recipe.training.precision)
+    changed = [line for line in differences(settle(run.recipe), asked) if not is_free(line)]
+    if changed:
+        raise UserError(
+            f"the run {launch.out} was started with another recipe ({say_differences(changed)}); give the same "
+            "one, name only --resume --out, or choose another --out"
+        )
+    sources = {
+        name: source.model_copy(update={"dataset": _placed(source.dataset, run.recipe.sources[name].dataset)})
+        for name, source in asked.sources.items()
+    }
+    update = {"dataset": _placed(asked.dataset, run.recipe.dataset), "sources": sources}
+    return Run(run.path, asked.model_copy(update=update))
 
 
-def _moved(config: DatasetConfig, given: DatasetConfig) -> DatasetConfig:
-    """A data set as a resumed run is told it is now."""
-    root = given.root if given.root is not None else config.root
-    return config.model_copy(update={"root": root, "on_bad_sample": given.on_bad_sample})
+def _placed(asked: DatasetConfig, before: DatasetConfig) -> DatasetConfig:
+    """A data set as a resumed run is told it is now; where nothing is said of its place, it is where it was."""
+    return asked if asked.root is not None else asked.model_copy(update={"root": before.root})
 
 
 def _keep_recipe(run: Run) -> Run:
-    """Write down that a resumed run handles bad samples otherwise than it began."""
-    before = open_run(run.path).recipe
-    sources = {
-        name: source.model_copy(
-            update={"dataset": _handled(source.dataset, run.recipe.sources[name].dataset)}
-        )
-        for name, source in before.sources.items()
-    }
-    dataset = _handled(before.dataset, run.recipe.dataset)
-    after = before.model_copy(update={"dataset": dataset, "sources": sources})
-    if after != before:
-        write_whole(run.path / RECIPE, dump_recipe(after))
+    """Write down what a resumed run was told anew: where its data is, and whatever else decides no weight.
+
+    What judges or resumes it next goes by that: data that was moved is no longer where the run began.
+    """
+    if differences(open_run(run.path).recipe, run.recipe):
+        write_whole(run.path / RECIPE, dump_recipe(run.recipe))
     return run
-
-
-def _handled(config: DatasetConfig, now: DatasetConfig) -> DatasetConfig:
-    """A data set where it was, its bad samples handled as they are now."""
-    return config.model_copy(update={"on_bad_sample": now.on_bad_sample})
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:
@@ -221,5 +204,4 @@ def _resumes(launch: Launch, run: Run) -> bool:
 def _workers(launch: Launch, world: World) -> int:
     if launch.workers is not None:
         return launch.workers
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return max(1, min(8, cpu_count() // processes))
+    return min(8, own_cores(world.size))

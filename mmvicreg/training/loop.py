@@ -2,7 +2,8 @@
 
 One process or one of several; every decision that must be the same on all of them is taken from numbers
 they share. Randomness is addressed (see ``addressing``), so a checkpoint is weights, optimiser, counters
-and what the inputs learned, and continuing from it gives the same bits as never having stopped.
+and what the inputs learned, and continuing from it gives the same bits as never having stopped: on a CPU, where it is
+tested. On a GPU it is not measured; the backward pass of attention may add in any order there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmvicreg.branches.model import Batch, JointModel, ModelOutput, build_inputs
 from mmvicreg.branches.norm import synchronise_batchnorm
 from mmvicreg.branches.weights import load_strictly
+from mmvicreg.config import MonitorConfig
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import Input
 from mmvicreg.objectives.base import NonFiniteError
@@ -86,7 +88,8 @@ class Trainer:
         self.step, self.epoch = 0, 0
         if content is not None:
             self.optimizer.load_state_dict(content["optimizer"])
-            self.monitor.load_state(content["monitor"])
+            if self._same_monitor(content):
+                self.monitor.load_state(content["monitor"])
             self.step, self.epoch = content["position"]["step"], content["position"]["epoch"]
             self.data.check_same(content["data"], run.path)
         self.log: RunLog | None = None
@@ -96,6 +99,7 @@ class Trainer:
         self._skipped = len(read_skipped(run.path / SKIPPED)) if resume else 0
         self._seconds = float(content["position"]["seconds"]) if content is not None else 0.0
         self._others: dict[str, Iterator[Batch]] | None = None
+        run.let_go()
 
     def train(self) -> Outcome:
         """Train to the recipe's last epoch, or until a signal asks to stop; writes into the run folder."""
@@ -342,6 +346,11 @@ class Trainer:
                 if note is not None and self.world.is_main:
                     say(f"warning: {note}")
         return model
+
+    def _same_monitor(self, content: dict[str, Any]) -> bool:
+        """Whether the monitor judges as it did; told otherwise it counts anew, or old counts would stop it at once."""
+        before = content.get("recipe", {}).get("monitor")  # earlier versions do not say
+        return before is None or MonitorConfig.model_validate(before) == self.recipe.monitor
 
     def _fit_frontends(self, model: JointModel) -> None:
         """Each frontend that learns does so from the first source that its branch is trained on."""

@@ -213,7 +213,8 @@ class CollapseMonitor:
                 message = (
                     f"branch {node} has collapsed ({reason}, {self.counts[node]} measurements up to step "
                     f"{step}). {self.advice}, or lower the learning rate; monitor.patience and "
-                    "monitor.grace_steps decide when a run is stopped"
+                    "monitor.grace_steps decide when a run is stopped; to go on all the same: mmvicreg train --resume "
+                    f"--out RUN --set monitor.patience={10 * self.config.patience}"
                 )
         return message, stop
 

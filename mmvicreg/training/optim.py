@@ -16,8 +16,8 @@ from mmvicreg.training.lars import LARS
 def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[str, object]]:
     """Groups per branch: its own rate, its own decay; biases and normalisation (ndim 1) undecayed.
 
-    What the objective learns has the recipe's rate and decay. Parameters that start frozen are in their
-    group already, so that thawing changes nothing here. Moving averages are in none.
+    What the objective learns has the recipe's rate, and its decay unless the method says none. Parameters that start
+    frozen are in their group already, so that thawing changes nothing here. Moving averages are in none.
     """
     groups: list[dict[str, object]] = []
     rate = config.rate(model.recipe.training.batch_size)
@@ -28,9 +28,8 @@ def parameter_groups(model: JointModel, config: OptimizerConfig) -> list[dict[st
             name, branch.parameters(), rate=rate * branch.config.lr_factor, decay=decay, fixed=False
         )
     learned = [*model.objective.parameters(), *model.objectives.parameters()]
-    return groups + _groups(
-        "objective", learned, rate=rate, decay=config.weight_decay, fixed=model.objective.fixed_rate
-    )
+    decay = config.weight_decay if model.objective.decayed else 0.0
+    return groups + _groups("objective", learned, rate=rate, decay=decay, fixed=model.objective.fixed_rate)
 
 
 def _groups(

@@ -18,6 +18,9 @@ from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_weights
 from mmvicreg.training.distributed import from_main
 
+LEFT_TO_THE_MACHINE = frozenset({"auto", "bf16-if-native"})
+"""Precisions that come to another on one machine than on the next (:func:`resolve_precision`)."""
+
 
 def build_model(
     recipe: Recipe,
@@ -34,7 +37,7 @@ def build_model(
         pretrained: load the weights an encoder is to start from; false where a checkpoint follows.
         initial: branch -> its encoder's state dict, kept from when the run began; loaded in place of ``init``.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         seed_weights(recipe.seed)
         return JointModel(recipe, inputs, pretrained=pretrained, initial=initial)
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from mmvicreg.bench.step import AUTHORS, OURS, PHASES, Settings, bench_step, rows, table
+from mmvicreg.bench import input as pictures
+from mmvicreg.bench.step import AUTHORS, OURS, PHASES, Authors, Ours, Settings, bench_step, rows, table
 from mmvicreg.errors import UserError
 
 TINY = Settings(width=32, batch_size=16, size=16, repeats=1, device="cpu")
@@ -35,6 +40,36 @@ def test_both_take_the_same_step() -> None:
         assert cells["input, seconds of a core for a step"] == f"{one.input_seconds:.3f}"
         assert cells["the same, % of the step"] == f"{100 * one.input_seconds / one.seconds:.1f}"
     assert "it is in neither the seconds nor the ratio" in str(shown.caption)
+
+
+def test_each_is_taken_with_cudnn_as_its_own_script_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each input is measured in turns, after a pass that is not timed."""
+    flags, found, passes = torch.backends.cudnn, {}, []
+    before = flags.deterministic, flags.benchmark
+
+    def noted(name: str, kind: type) -> None:
+        taken = kind.step
+
+        def step(self: object, watch: Callable[[str], None]) -> None:
+            found[name] = flags.deterministic, flags.benchmark
+            taken(self, watch)
+
+        monkeypatch.setattr(kind, "step", step)
+
+    noted(OURS, Ours)
+    noted(AUTHORS, Authors)
+    for name in ("authors_pipeline", "our_pipeline"):
+        made = getattr(pictures, name)
+
+        def pipeline(*given: Any, name: str = name, made: Any = made, **options: Any) -> Callable[[int], Any]:
+            run = made(*given, **options)
+            return lambda seed: (passes.append(name), run(seed))[1]
+
+        monkeypatch.setattr(pictures, name, pipeline)
+    bench_step(replace(TINY, repeats=2))
+    assert found == {OURS: (True, False), AUTHORS: (False, True)}
+    assert (flags.deterministic, flags.benchmark) == before
+    assert passes[:8] == 2 * (2 * ["authors_pipeline"] + 2 * ["our_pipeline"])
 
 
 def test_the_command_writes_its_rows(tmp_path: Path) -> None:

@@ -349,3 +349,18 @@ def test_image_is_normalised() -> None:
         1,
     )
     torch.testing.assert_close(f({"pixels": pixels}), expected)
+
+
+def test_draws_that_stayed_on_the_cpu_are_brought_to_where_the_waveform_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a batch on a GPU has them; the meta device stands for one."""
+    item = {"waveform": torch.zeros(2, 2000, dtype=torch.int16, device="meta"), "draws": torch.rand(2, DRAWS)}
+    config = WaveformFrontend.Config(gain_db=6, polarity=True)
+    x = WaveformFrontend(config, InputSpec(channels=1)).train()(item)
+    assert x.is_meta
+    assert x.shape == (2, 1, 2000)
+    f = frontend(equalise_db=6, time_mask=0.1, frequency_mask=0.1).train().to("meta")
+    decibels = torch.zeros(2, f.config.n_mels, 20, device="meta")
+    monkeypatch.setattr(f, "decibels", lambda _: decibels)  # autocast does not know the meta device
+    assert f(item).is_meta

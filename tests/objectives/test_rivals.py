@@ -122,6 +122,23 @@ def test_the_temperature_is_learned(candidates: str) -> None:
     assert float(objective(a, b).terms["temperature/a-b"]) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_temperature_at_its_bound_comes_back(dtype: torch.dtype) -> None:
+    """Where partners have nothing in common the loss falls as the temperature rises."""
+    objective = SimCLR(candidates="infonce", learn_temperature=True).to(dtype)
+    (log_scale,) = objective.parameters()
+    with torch.no_grad():
+        log_scale.fill_(50.0)
+    optimizer = torch.optim.SGD([log_scale], lr=0.01)
+    a, b = pair(6, 4)
+    objective(a, b.flip(0)).loss.backward()
+    assert log_scale.grad is not None
+    assert float(log_scale.grad) > 0
+    optimizer.step()
+    temperature = float(objective.eval()(a, b).terms["temperature/a-b"])
+    assert temperature > 0.01001
+
+
 def test_terms_say_what_happened() -> None:
     a = torch.eye(4, dtype=torch.float64)
     assert float(SimCLR()(a, a).terms["accuracy/a-b"]) == 1.0

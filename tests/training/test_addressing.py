@@ -15,6 +15,7 @@ from mmvicreg.branches.model import Batch, build_inputs
 from mmvicreg.config import Recipe
 from mmvicreg.datasets import open_dataset, training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs.base import DRAWS
 from mmvicreg.inputs.image import decode_pixels
 from mmvicreg.training.addressing import epoch_order, seed_step, view_rng
 from mmvicreg.training.loader import TrainingLoader
@@ -143,6 +144,15 @@ def test_a_broken_picture_is_named(tiny_shapes: Path, tmp_path: Path, workers: i
         list(batches.epoch(0))
 
 
+def test_what_is_decided_on_the_cpu_stays_there() -> None:
+    """Brought back from a GPU it would have every view wait for what the GPU is at."""
+    item = {name: torch.zeros(2, 3) for name in ("pixels", "draws", "view", "length")}
+    batch = Batch(torch.zeros(2), {"image/0": item}, {"other": Batch(torch.zeros(2), {"image/0": item})})
+    for moved in batch.to(torch.device("meta")).by_source().values():
+        assert moved.index.is_meta
+        assert {name for name, value in moved.views["image/0"].items() if value.is_meta} == {"pixels"}
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_batches_arrive_in_order_and_whole_each_copied_before_the_one_in_front_is_used(device: str) -> None:
     read: list[int] = []
@@ -151,6 +161,7 @@ def test_batches_arrive_in_order_and_whole_each_copied_before_the_one_in_front_i
         for number in range(4):
             read.append(number)
             item = {"pixels": torch.full((2, 3), float(number)), "length": torch.tensor([number, number])}
+            item |= {"draws": torch.rand(2, DRAWS), "view": torch.zeros(2, dtype=torch.int64)}
             batch = Batch(torch.tensor([number, 9]), {"text/0": item})
             yield batch if device == "cpu" else batch.pin_memory()
 
@@ -160,6 +171,7 @@ def test_batches_arrive_in_order_and_whole_each_copied_before_the_one_in_front_i
         assert read == list(range(min(4, used[-1] + 2)))
         assert batch.index.device.type == device
         assert float(batch.views["text/0"]["pixels"].sum()) == 6 * used[-1]
-        assert batch.views["text/0"]["length"].device.type == "cpu"  # where packing wants it
+        for kept in ("length", "draws", "view"):  # where packing wants it, and where changes are decided
+            assert batch.views["text/0"][kept].device.type == "cpu"
     assert used == [0, 1, 2, 3]
     assert list(copied_ahead(iter(()), torch.device(device))) == []

@@ -29,6 +29,13 @@ def test_those_of_a_multiple_stay_beside_the_newest(tmp_path: Path) -> None:
     assert [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path)] == [10, 20, 25]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "step-000000007.tmp").write_bytes(b"half")
+    (tmp_path / "notes.tmp").write_text("mine")
+    save_checkpoint(tmp_path, 8, {"a": 1}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "step-000000008.pt"]
+
+
 def test_truncated_names_the_file_and_the_one_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {"w": torch.zeros(1000)}, keep=2)
     last = save_checkpoint(tmp_path, 2, {"w": torch.zeros(1000)}, keep=2)

@@ -57,6 +57,12 @@ def test_imagenet_is_the_paper_s(name: str, epochs: int, rate: float) -> None:
     assert (frontend["mean"], frontend["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
+def test_the_large_embeddings_of_imagenet_are_measured_seldom() -> None:
+    """Their spectrum is 2 048 x 8 192 numbers in float64, after every tenth step by default."""
+    for name in ("imagenet", "imagenet-100ep", "imagenet-dw", "imagenet-da", "imagenet-da-vit"):
+        assert recipe(name).training.log_every == 100
+
+
 def test_the_code_s_variant_of_imagenet_can_be_asked_for() -> None:
     """As the comments of the recipe say."""
     found = recipe(

@@ -27,6 +27,21 @@ def model(recipe: Recipe) -> torch.nn.Module:
     return build_model(recipe, restore_inputs(recipe, states))
 
 
+def test_initial_weights_are_drawn_on_the_cpu_and_leave_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To keep the state of every GPU makes a context on each, in every process of a run."""
+
+    def touched(*_: object) -> None:
+        raise AssertionError("a GPU was asked")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    before = torch.get_rng_state()
+    weights = [model(tiny_recipe("image-text", Path("unused"))).state_dict() for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
 def test_warm_up_then_cosine() -> None:
     schedule = ScheduleConfig(warmup_epochs=2, final_lr_factor=0.1)
     factors = [rate_factor(s, steps_per_epoch=10, epochs=12, schedule=schedule) for s in range(120)]
@@ -96,6 +111,28 @@ def test_frozen_encoder_keeps_weights_and_statistics_and_the_rest_learns() -> No
     branch.freeze("none")
     assert all(p.requires_grad for p in branch.parameters())
     assert branch.encoder.training
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_prototypes_that_are_held_do_not_decay_either(name: str) -> None:
+    """Adam divides the decay by its own size: a small one turned them as fast as a large gradient would."""
+    recipe = tiny_recipe(
+        "image-text",
+        Path("unused"),
+        "objective={name: swav, prototypes: 8, freeze_steps: 2}",
+        f"optimizer={{name: {name}, lr: 0.1, weight_decay: 0.1}}",
+    )
+    network = model(recipe)
+    optimizer = build_optimizer(network, recipe.optimizer)
+    (prototypes,) = network.objective.parameters()
+    before = prototypes.detach().clone()
+    z = {node.name: torch.randn(8, node.width) for node in network.graph.nodes}
+    for step in range(3):
+        assert torch.equal(prototypes, before), step
+        optimizer.zero_grad()
+        network.objective(z).loss.backward()
+        optimizer.step()
+    assert not torch.equal(prototypes, before)
 
 
 @pytest.mark.parametrize("swap", [False, True])

@@ -21,6 +21,8 @@ from mmvicreg.eval import linear
 from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import open_run
 from mmvicreg.training.checkpoint import list_checkpoints
+from mmvicreg.training.distributed import World
+from mmvicreg.training.loop import Trainer
 
 
 def mmvicreg(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -40,8 +42,10 @@ def begin(monkeypatch: pytest.MonkeyPatch, root: Path, tmp_path: Path, *settings
     return whole, half
 
 
-def resume(monkeypatch: pytest.MonkeyPatch, run: Path) -> int:
-    return mmvicreg(monkeypatch, "train", "--resume", "--out", run, "--device", "cpu", "--workers", "0")
+def resume(monkeypatch: pytest.MonkeyPatch, run: Path, *more: object) -> int:
+    return mmvicreg(
+        monkeypatch, "train", "--resume", "--out", run, "--device", "cpu", "--workers", "0", *more
+    )
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], object], *, sort_keys: bool = False) -> None:
@@ -136,6 +140,16 @@ def test_an_edited_recipe_is_not_gone_on_with(
         linear.run(half)
 
 
+def test_a_resumed_run_does_not_keep_the_checkpoint_in_memory(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, half = begin(monkeypatch, tiny_tones, tmp_path)
+    run = open_run(half)
+    Trainer(run, World(0, 1, 0, torch.device("cpu")), resume=True, workers=0)
+    assert "content" not in vars(run)
+    assert run.epochs_done == 1  # who asks again is told
+
+
 def test_what_no_weight_depends_on_may_be_edited(
     tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +157,73 @@ def test_what_no_weight_depends_on_may_be_edited(
     rewrite(half, lambda tree: tree["evaluation"].update(batch_size=7))
     rewrite(half, lambda tree: tree["monitor"].update(patience=9))
     rewrite(half, lambda tree: tree["inputs"]["audio"].update(cache=False))
-    rewrite(half, lambda tree: tree["training"].update(keep_checkpoints=3))
+    rewrite(half, lambda tree: tree["training"].update(keep_checkpoints=3, log_every=7))
     run = open_run(half)
     assert run.content["position"]["epoch"] == 1
     assert run.recipe.evaluation.batch_size == 7
     assert dump_recipe(run.resumed_recipe) == (half / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("asked", ["auto", "bf16-if-native"])
+def test_a_precision_left_to_the_machine_stays_what_it_was_on_another(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """A run that began in fp32 is continued by the command that began it where ``asked`` would be bf16 now."""
+    run, flags = tmp_path / "run", as_flags("wave-mel", tiny_tones, f"training.precision={asked}")
+    monkeypatch.setattr("mmvicreg.training.launch.resolve_precision", lambda *_: "fp32")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, "--device", "cpu", "--workers", "0") == 0
+    list_checkpoints(run / "checkpoints")[-1].unlink()
+    monkeypatch.setattr("mmvicreg.training.launch.resolve_precision", lambda *_: "bf16")
+    assert resume(monkeypatch, run, *flags) == 0
+    assert open_run(run).recipe.training.precision == "fp32"
+    assert open_run(run).epochs_done == 2
+
+
+def test_a_run_that_the_monitor_stopped_goes_on_as_its_message_says(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its count is as high as its patience then, and would stop it at the next look."""
+    always = ("monitor.min_rank=1000", "monitor.grace_steps=0", "dataset.fold=1")
+    flags = as_flags("wave-mel", tiny_tones, *always)
+    options = ("--device", "cpu", "--workers", "0")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    patient = ("--set", "monitor.patience=100")
+    assert mmvicreg(monkeypatch, "train", *flags, *patient, "--out", whole, *options) == 0
+    assert mmvicreg(monkeypatch, "train", *flags, "--set", "monitor.patience=2", "--out", run, *options) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "to go on all the same: mmvicreg train --resume --out RUN --set monitor.patience=20" in told
+    assert last_state(run)["position"]["step"] == 2  # type: ignore[index]
+    assert resume(monkeypatch, run) == 2  # nothing has changed
+    # counted anew: two more looks, where the old count would stop it at the first
+    assert resume(monkeypatch, run, "--set", "monitor.patience=2", "--set", "monitor.min_rank=999") == 2
+    assert last_state(run)["position"]["step"] == 3 + 2  # type: ignore[index]
+    keep = ("--set", "training.keep_checkpoints=3", "--set", "monitor.min_rank=1000")
+    assert resume(monkeypatch, run, *patient, *keep) == 0
+    for part in ("model", "optimizer"):
+        assert same(last_state(whole)[part], last_state(run)[part]), part
+    recipe = open_run(run).recipe
+    assert (recipe.monitor.patience, recipe.monitor.min_rank, recipe.training.keep_checkpoints) == (
+        100,
+        1000,
+        3,
+    )
+    assert resume(monkeypatch, run, "--set", "optimizer.lr=1") == 2
+    assert "--resume takes the run folder alone" in capsys.readouterr().err
+
+
+def test_data_that_was_moved_is_found_again_afterwards(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what judges the run, and by the next --resume, which names no place; relative places become absolute."""
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    shutil.copytree(tiny_tones, here)
+    flags = as_flags("wave-mel", here, "dataset.fold=1", "training.keep_checkpoints=9")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, "--device", "cpu", "--workers", "0") == 0
+    list_checkpoints(run / "checkpoints")[-1].unlink()
+    here.rename(there)
+    assert resume(monkeypatch, run) == 2
+    monkeypatch.chdir(tmp_path)
+    assert resume(monkeypatch, run, "--set", "dataset.root=there") == 0
+    assert open_run(run).recipe.dataset.root == str(there)
+    assert open_run(run).dataset().samples("fold1")
+    assert resume(monkeypatch, run) == 0
