@@ -1,11 +1,12 @@
 """WebDataset shards: pictures and captions in tar files, read where they lie and never unpacked.
 
 The format is WebDataset's (https://github.com/webdataset/webdataset): members of one shard whose path up to the
-first dot is the same are one sample, ``000017.jpg`` with ``000017.txt`` (its caption) or ``000017.json``
-(``{"caption": "..."}`` or ``{"captions": ["...", ...]}``). The engine is not: it streams, shuffles in a buffer and
-shares shards out, so that processes get unequal epochs (or samples twice) and a position cannot be computed, only
-replayed. Here every shard is listed once (tarfile; kept in the cache folder), after which a sample is an offset:
-its place in an epoch depends on (seed, epoch) alone, as for any other data set.
+first dot is the same are one sample, ``000017.jpg`` with ``000017.txt`` (its captions, one a line) or ``000017.json``
+(``{"caption": "..."}``, one whatever its lines, or ``{"captions": ["...", ...]}``; it counts where both are there).
+The engine is not: it streams, shuffles in a buffer and shares shards out, so that processes get unequal epochs (or
+samples twice) and a position cannot be computed, only replayed. Here every shard is listed once (tarfile; kept in the
+cache folder), after which a sample is an offset: its place in an epoch depends on (seed, epoch) alone, as for any
+other data set.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _SPLITS = {
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 """What a compressed tar is called."""
 _ORDER = ("train", "val", "test")
-_FORMAT = 1
+_FORMAT = 2
+"""Of the lists in the cache folder: another number where what is read from a shard has changed."""
 _BLOCK = 512
 """Bytes of a tar header."""
 
@@ -72,7 +74,7 @@ class WebDataset(Reader):
         citation="",
         manual=(
             "Give its shards with --data-root: a folder of .tar files, or 'train-{0000..0099}.tar'. WebDataset's "
-            "ShardWriter and img2dataset write them (key.jpg with key.txt or key.json)."
+            "ShardWriter and img2dataset write them (key.jpg with key.txt, one caption a line, or key.json)."
         ),
     )
 
@@ -282,7 +284,7 @@ def _entry(shard: Path, key: str, fields: dict[str, Member]) -> Entry:
 
 
 def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[object]:
-    """From key.json, else from key.txt; none where neither is there."""
+    """From key.json, else the lines of key.txt; none where neither is there."""
     try:
         tree: object = json.loads(_text(fields["json"])) if "json" in fields else {}
         text = _text(fields["txt"]) if "txt" in fields else None
@@ -295,7 +297,10 @@ def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[obje
         return told
     if told is not None:
         return [told]
-    return [] if text is None else [text.strip()]
+    if text is None:
+        return []
+    # retrieval sets (those of CLIP_benchmark, say) put the captions of a picture into the lines of one file
+    return [line.strip() for line in text.split("\n") if line.strip()] or [""]
 
 
 def _text(member: Member) -> str:

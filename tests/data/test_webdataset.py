@@ -96,6 +96,36 @@ def test_a_sample_is_the_members_of_one_key(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["train-0.tar"]
 
 
+def test_the_lines_of_a_text_are_captions(tmp_path: Path) -> None:
+    """CLIP_benchmark's shards have the five captions of a picture in one file; as one caption, every rank is wrong."""
+    path = shard(
+        tmp_path / "test-0.tar",
+        {
+            "1.png": picture(1),
+            "1.txt": b"one dog\ntwo dogs \r\n\n  three\nfour\nfive\n",
+            "2.png": picture(2),
+            "2.txt": "\ufeffa line\u2028with a mark inside".encode(),
+            "3.png": picture(3),
+            "3.txt": b"not\nthese",
+            "3.json": json.dumps({"caption": "one, in\ntwo lines"}).encode(),
+        },
+    )
+    assert [sample.captions for sample in WebDataset(path).samples("test")] == [
+        ("one dog", "two dogs", "three", "four", "five"),
+        ("a line\u2028with a mark inside",),
+        ("one, in\ntwo lines",),
+    ]
+
+
+def test_a_list_of_another_form_is_made_anew(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier version took for captions is not kept for ever in the cache folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "_FORMAT", webdataset._FORMAT - 1)
+        patch.setattr(webdataset, "_captions", lambda *_: ["of before"])
+        assert WebDataset(shards).samples("val")[0].captions == ("of before",)
+    assert WebDataset(shards).samples("val")[0].captions == ("picture no. 40 of many",)
+
+
 def test_the_ending_of_a_shard_may_be_in_capitals(shards: Path) -> None:
     """Passed over, its samples would be missing without a word."""
     (shards / "train-0001.tar").rename(shards / "train-0001.TAR")
