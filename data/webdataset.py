@@ -57,8 +57,9 @@ class Entry:
 class WebDataset(Reader):
     """Shards by folder (``*.tar``, in any case, in it, or in folders of it), file, glob, or brace range.
 
-    ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that its
-    name, else its folder's name, begins with (``train-``, ``val_``, ``validation/``, ``test.``), else to train.
+    ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that a word of its
+    name says, wherever it stands (``train-0``, ``cc3m-validation-0``, ``coco_val2017``), else its folder's
+    (``test/0``), else to train; a name with words of two splits is refused.
     """
 
     name: ClassVar[str] = "webdataset"
@@ -83,9 +84,16 @@ class WebDataset(Reader):
 
     def _find(self) -> tuple[str, ...]:
         self._shards: dict[str, list[Path]] = {}
+        unsaid = 0
         for shard in find_shards(self.root):
-            self._shards.setdefault(split_of(shard, root=self.root), []).append(shard)
-        return tuple(sorted(self._shards, key=_ORDER.index))
+            said = split_of(shard, root=self.root)
+            unsaid += said is None
+            self._shards.setdefault(said or "train", []).append(shard)
+        splits = tuple(sorted(self._shards, key=_ORDER.index))
+        counts = ", ".join(f"{split} {len(self._shards[split]):,}" for split in splits)
+        note = f"; {unsaid:,} whose names say no split count as train" if unsaid else ""
+        self.notes = (f"shards by the words of their names: {counts}{note}",)
+        return splits
 
     def _load(self, split: str) -> list[Sample]:
         shards = self._shards[split]
@@ -111,6 +119,9 @@ class WebDataset(Reader):
                 f"{len(silent):,} of {len(samples):,} samples of the split {split} have a picture and no caption, "
                 f"first {silent[0].image}; add key.txt or key.json, or leave them out"
             )
+        captions = sum(len(sample.captions) for sample in samples)
+        note = f"{split}: shards {len(shards):,}, samples {len(samples):,}, captions {captions:,}"
+        self.notes = (*self.notes, note)
         return samples
 
 
@@ -186,14 +197,27 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
     )
 
 
-def split_of(shard: Path, *, root: Path) -> str:
-    """The split that a shard's name or, below ``root``, its folder's name says; else train."""
-    names = [shard.name, shard.parent.name] if shard.parent != root else [shard.name]
-    for name in names:
-        word = re.match(r"[a-z]+", name.lower())
-        if word and word[0] in _SPLITS:
-            return _SPLITS[word[0]]
-    return "train"
+def split_of(shard: Path, *, root: Path) -> str | None:
+    """The split that a word of a shard's name says, else one of its folder's, and so on below ``root``, or None.
+
+    Words are runs of letters: ``cc3m-validation-0007`` and ``val2017`` say val, ``evaluation`` and ``latest`` nothing.
+
+    Raises:
+        UserError: one name has words of two splits, and what it holds is not for the program to guess.
+    """
+    above = list(shard.parents)
+    folders = above[: above.index(root)] if root in above else above[:1]
+    for path in (shard, *folders):
+        words = re.findall(r"[^\W\d_]+", path.name.lower())
+        said = sorted({_SPLITS[word] for word in words if word in _SPLITS}, key=_ORDER.index)
+        if len(said) > 1:
+            raise UserError(
+                f"{path}: its name says several splits ({', '.join(said)}), so that nobody can tell what to train on; "
+                "rename it, or link to it by a name that says one"
+            )
+        if said:
+            return said[0]
+    return None
 
 
 def list_shard(shard: Path) -> list[Entry]:

@@ -169,9 +169,40 @@ def test_names_and_folders_say_the_split(tmp_path: Path) -> None:
     root = tmp_path / "val-shards"  # the root's own name says nothing
     for name, split in (
         ("train-0.tar", "train"), ("val_0.tar", "val"), ("validation/0.tar", "val"), ("test.0.tar", "test"),
-        ("cc3m-0.tar", "train"), ("trainer/0.tar", "train"), ("test/train-1.tar", "train"), ("0001.tar", "train"),
+        ("cc3m-validation-0007.tar", "val"), ("coco_val_00001.tar", "val"), ("laion-test-000.tar", "test"),
+        ("coco-val2017-3.tar", "val"), ("2017val-0.tar", "val"), ("CC3M.Dev.0.TAR", "val"),
+        ("a/b-test/c/0.tar", "test"), ("test/train-1.tar", "train"), ("val/test/0.tar", "test"),
+        ("cc3m-0.tar", None), ("trainer/0.tar", None), ("0001.tar", None), ("latest-0.tar", None),
+        ("evaluation-0.tar", None), ("contest/minival-0.tar", None), ("éval-0.tar", None),
     ):  # fmt: skip
         assert split_of(root / name, root=root) == split, name
+    assert split_of(root / "0.tar", root=root / "*.tar") == "val"  # of a pattern, the folder's name says it
+    assert split_of(root / "0.tar", root=root / "0.tar") == "val"
+
+
+@pytest.mark.parametrize("name", ["train-val-0.tar", "test_of_training/0.tar", "trains/dev2test.tar"])
+def test_a_name_of_two_splits_is_refused(tmp_path: Path, name: str) -> None:
+    shard(tmp_path / "train-0.tar", numbered(0, 1))
+    shard(tmp_path / name, numbered(1, 1))
+    with pytest.raises(
+        UserError, match=rf"{re.escape(name.split('/0')[0])}: its name says several splits \("
+    ):
+        WebDataset(tmp_path)
+
+
+def test_validation_shards_are_not_trained_on(tmp_path: Path) -> None:
+    """Told by the beginning of their names alone, they were; how many shards each split has is said."""
+    shard(tmp_path / "cc3m-train-0.tar", numbered(0, 3))
+    shard(tmp_path / "cc3m-validation-0.tar", numbered(3, 2))
+    shard(tmp_path / "more-0.tar", {**numbered(5, 1), "6.png": picture(6), "6.txt": b"one\ntwo"})
+    data = WebDataset(tmp_path)
+    assert [sample.id.partition("/")[0] for sample in data.samples("val")] == ["cc3m-validation-0"] * 2
+    assert len(data.samples("train")) == 5
+    assert data.notes == (
+        "shards by the words of their names: train 2, val 1; 1 whose names say no split count as train",
+        "val: shards 1, samples 2, captions 2",
+        "train: shards 2, samples 5, captions 6",
+    )
 
 
 def test_a_shard_is_listed_once_and_again_when_it_changes(
