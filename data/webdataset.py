@@ -12,6 +12,7 @@ other data set.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import hashlib
 import itertools
@@ -26,6 +27,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import list_folder
+from mmvicreg.data.pictures import files_below
 from mmvicreg.data.reader import Reader, check_captions, duplicates, shorten
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError
@@ -55,7 +58,7 @@ class Entry:
 
 
 class WebDataset(Reader):
-    """Shards by folder (``*.tar``, in any case, in it, or in folders of it), file, glob, or brace range.
+    """Shards by folder (``*.tar``, in any case, in it and in the folders below it), file, glob, or brace range.
 
     ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that a word of its
     name says, wherever it stands (``train-0``, ``cc3m-validation-0``, ``coco_val2017``), else its folder's
@@ -129,7 +132,8 @@ def find_shards(root: Path) -> list[Path]:
     """The shards that a folder, file, glob or brace pattern means, in order.
 
     Raises:
-        UserError: an address of the network, a compressed archive, or nothing there (what is missing is named).
+        UserError: an address of the network, a compressed archive, a folder that cannot be listed, or nothing there
+            (what is missing is named).
     """
     text = str(root)
     if re.match(r"^(s3|gs|gcs|https?|hdfs|pipe|hf|ais):", text):
@@ -137,23 +141,21 @@ def find_shards(root: Path) -> list[Path]:
             f"--data-root {text}: shards are read from files, at their offsets; mount or copy them, and give their path"
         )
     if root.is_dir():
-        files = itertools.chain(root.glob("*"), root.glob("*/*"))
-        inside = [path for path in files if not path.name.startswith(".") and path.is_file()]
-        if packed := sorted(str(path.relative_to(root)) for path in inside if _PACKED.search(path.name)):
+        inside = list(files_below(root, (".tar",)))
+        if packed := sorted(name for name in inside if _PACKED.search(name)):
             raise UserError(
                 f"{root} holds compressed shards, which cannot be read at their offsets: {shorten(packed)}; unpack "
                 "them to .tar, or, to leave them out, name the others by a pattern"
             )
-        shards = sorted(path for path in inside if path.suffix.lower() == ".tar")
+        shards = sorted(root / name for name in inside if name.lower().endswith(".tar"))
         if not shards:
             raise UserError(
-                f"no shards at {root}: neither it nor its folders hold a .tar. {WebDataset.card.manual}"
+                f"no shards at {root}: neither it nor the folders below it hold a .tar. {WebDataset.card.manual}"
             )
         return shards
     shards, missing = [], []
     for path in expand_braces(text):
-        found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]  # noqa: PTH207 - of any root
-        there = [Path(name) for name in found if Path(name).is_file()]
+        there = [shard for shard in _matching(path) if _is_file(shard)]
         shards += there
         missing += [] if there else [path]
     if missing:
@@ -164,6 +166,41 @@ def find_shards(root: Path) -> list[Path]:
     if twice := duplicates(map(str, shards)):
         raise UserError(f"--data-root {text} names shards twice: {shorten(twice)}")
     return shards
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a glob pattern means, sorted; not glob.glob, which passes over folders that it may not list.
+
+    Names that begin with a dot are passed over unless the pattern's do.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    path = Path(pattern)
+    found = [Path(path.anchor)]
+    for part in path.relative_to(path.anchor).parts:
+        if not glob.has_magic(part):
+            found = [folder / part for folder in found]
+            continue
+        found = [
+            folder / name
+            for folder in found
+            for name in list_folder(folder)
+            if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+        ]
+    return sorted(found, key=str)
+
+
+def _is_file(shard: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        UserError: nobody can tell, its folder being another user's.
+    """
+    try:
+        return shard.is_file()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
 
 
 def expand_braces(pattern: str) -> list[str]:

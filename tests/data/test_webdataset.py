@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,54 @@ def test_pictures_are_read_in_place(shards: Path) -> None:
     report = verify("webdataset", shards, progress=False)
     assert report.problems == ()
     assert [(row.split, row.readable) for row in report.splits] == [("train", 40), ("val", 7)]
+
+
+def test_shards_lie_at_any_depth(shards: Path) -> None:
+    """Those more than one folder down were left out beside shallower ones, without a word."""
+    shard(shards / "a" / "train" / "b" / "deep.tar", numbered(100, 3))
+    assert len(WebDataset(shards).samples("train")) == 43
+    (shards / "train-0009.tar").symlink_to(shards / "gone.tar")
+    with pytest.raises(UserError, match=r"cannot read the shard .*train-0009\.tar: No such file"):
+        WebDataset(shards).samples("train")
+
+
+@pytest.mark.parametrize("root", ["", "*/*/0.tar", "*/val/*.tar", "{a,b}/*/0.tar"])
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, unlisted: Callable[[Path], None], root: str
+) -> None:
+    """glob passes over it, so that its shards would be missing without a word."""
+    for name in ("a/train/0.tar", "a/val/0.tar", "b/train/0.tar", "b/val/0.tar"):
+        shard(tmp_path / name, numbered(0, 1))
+    assert WebDataset(tmp_path / root).splits()
+    locked = tmp_path / "b" / "val" if root in ("", "*/val/*.tar") else tmp_path / "b"
+    unlisted(locked)
+    with pytest.raises(UserError, match=rf"cannot list {re.escape(str(locked))}/?: Permission denied"):
+        WebDataset(tmp_path / root)
+
+
+def test_a_shard_in_a_folder_of_another_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(UserError, match=r"cannot read the shard .*0\.tar: Permission denied"):
+        webdataset.find_shards(tmp_path / "0.tar")
+
+
+def test_patterns_pass_over_hidden_names(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shards / "._train-0000.tar").write_bytes(b"Mac OS X")
+    shard(shards / ".old" / "train-0.tar", numbered(0, 1))
+    assert len(WebDataset(shards / "*.tar").samples("train")) == 40
+    assert [path.parent.name for path in webdataset.find_shards(shards / ".o*" / "*.tar")] == [".old"]
+    monkeypatch.chdir(shards)
+    assert [str(path) for path in webdataset.find_shards(Path("train-000[12].tar"))] == [
+        "train-0001.tar",
+        "train-0002.tar",
+    ]
+    monkeypatch.chdir(shards.parent)
+    assert len(webdataset.find_shards(Path("*") / "train-*.tar")) == 3
 
 
 def test_patterns_mean_what_a_shell_makes_of_them(shards: Path) -> None:
