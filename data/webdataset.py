@@ -22,7 +22,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -42,7 +42,7 @@ _SPLITS = {
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 """What a compressed tar is called."""
 _ORDER = ("train", "val", "test")
-_FORMAT = 2
+_FORMAT = 3
 """Of the lists in the cache folder: another number where what is read from a shard has changed."""
 _BLOCK = 512
 """Bytes of a tar header."""
@@ -50,11 +50,15 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample of a shard: its key, its picture's member (name, offset, size), its captions."""
+    """One sample of a shard: its key, its picture's member (name, offset, size), its captions.
+
+    What cannot be taken for one is left out, and ``fault`` says why: one among millions must not stop the others.
+    """
 
     key: str
-    picture: tuple[str, int, int]
+    picture: tuple[str, int, int] | None
     captions: tuple[str, ...]
+    fault: str = ""
 
 
 class WebDataset(Reader):
@@ -105,8 +109,9 @@ class WebDataset(Reader):
         samples = [
             Sample(
                 id=f"{shard.stem}/{entry.key}",
-                image=Member(shard, *entry.picture),
+                image=Member(shard, *entry.picture) if entry.picture is not None else None,
                 captions=entry.captions,
+                fault=entry.fault,
             )
             for shard, entries in zip(shards, listed, strict=True)
             for entry in entries
@@ -116,16 +121,21 @@ class WebDataset(Reader):
                 f"{self.root}: several samples of the split {split} are called {shorten(twice)}; shards of one split "
                 "need names of their own"
             )
-        silent = [sample for sample in samples if not sample.captions]
-        if silent and len(silent) < len(samples):
-            raise UserError(
-                f"{len(silent):,} of {len(samples):,} samples of the split {split} have a picture and no caption, "
-                f"first {silent[0].image}; add key.txt or key.json, or leave them out"
-            )
         captions = sum(len(sample.captions) for sample in samples)
+        if captions:  # else the set is one of pictures alone
+            samples = [_silent(sample) if not sample.captions else sample for sample in samples]
         note = f"{split}: shards {len(shards):,}, samples {len(samples):,}, captions {captions:,}"
         self.notes = (*self.notes, note)
         return samples
+
+
+def _silent(sample: Sample) -> Sample:
+    """A sample that has no caption where others have, with that for its fault unless it has another."""
+    if sample.fault:
+        return sample
+    return replace(
+        sample, fault=f"{sample.image} has no caption; add key.txt or key.json, or leave the picture out"
+    )
 
 
 def find_shards(root: Path) -> list[Path]:
@@ -261,7 +271,8 @@ def list_shard(shard: Path) -> list[Entry]:
     """The samples of a shard, from the cache folder where its size and time are still the same.
 
     Raises:
-        UserError: not a whole uncompressed tar, or a sample that is none; shard and member are named.
+        UserError: not a whole uncompressed tar, one without samples, or a member that is there twice; shard and member
+            are named.
     """
     try:
         state = shard.stat()
@@ -277,11 +288,11 @@ def list_shard(shard: Path) -> list[Entry]:
         tree = json.loads(kept.read_text(encoding="utf-8"))
         if tree["stamp"] == stamp:
             return [
-                Entry(key, (name, at, size), tuple(captions))
-                for key, name, at, size, captions in tree["entries"]
+                Entry(key, tuple(picture) if picture else None, tuple(captions), fault)
+                for key, picture, captions, fault in tree["entries"]
             ]
     entries = _read_shard(shard)
-    rows = [[entry.key, *entry.picture, entry.captions] for entry in entries]
+    rows = [[entry.key, entry.picture, entry.captions, entry.fault] for entry in entries]
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # without a place for it the shard is listed again next time
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -333,23 +344,38 @@ def _members(shard: Path) -> Iterator[Member]:
 
 
 def _entry(shard: Path, key: str, fields: dict[str, Member]) -> Entry:
+    """One sample, with what is wrong with it.
+
+    Raises:
+        UserError: the shard cannot be read.
+    """
+    faults: list[str] = []
     pictures = [member for suffix, member in fields.items() if suffix in PICTURES]
     if len(pictures) != 1:
         what = "no picture" if not pictures else f"{len(pictures)} pictures"
-        raise UserError(f"{shard}: the sample '{key}' has {what} (it has {', '.join(fields)})")
-    picture = pictures[0]
-    captions = _captions(shard, key, fields)
-    if captions:
-        captions = check_captions(captions, key, shard)
-    return Entry(key, (picture.name, picture.offset, picture.size), tuple(map(str, captions)))
+        faults.append(f"{shard}: the sample '{key}' has {what} (it has {', '.join(fields)})")
+    captions: tuple[str, ...] = ()
+    try:
+        if told := _captions(shard, key, fields):
+            captions = check_captions(told, key, shard)
+    except OSError as error:  # the disk's fault, and perhaps none next time: not for the list that is kept
+        raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+    except UserError as error:
+        faults.append(str(error))
+    picture = (pictures[0].name, pictures[0].offset, pictures[0].size) if len(pictures) == 1 else None
+    return Entry(key, picture, captions, "; ".join(faults))
 
 
 def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[object]:
-    """From key.json, else the lines of key.txt; none where neither is there."""
+    """From key.json, else the lines of key.txt; none where neither is there.
+
+    Raises:
+        UserError: one of them is not what it should be.
+    """
     try:
         tree: object = json.loads(_text(fields["json"])) if "json" in fields else {}
         text = _text(fields["txt"]) if "txt" in fields else None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: the text of the sample '{key}' cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise UserError(f'{shard}: {key}.json is not an object such as {{"caption": "..."}}')

@@ -63,7 +63,8 @@ class TextInput(Input):
         """Learn the vocabulary from the captions of the training samples, and from nothing else."""
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
-            raise UserError("the training samples have no captions, and the pair has a text branch")
+            fault = next((f" ({sample.fault})" for sample in samples if sample.fault), "")
+            raise UserError(f"the training samples have no captions, and the pair has a text branch{fault}")
         if self.config.tokenizer == "transformers":
             self._tokenizer = TransformersTokenizer.from_pretrained(str(self.config.model))
         elif self.config.tokenizer == "words":
@@ -88,7 +89,9 @@ class TextInput(Input):
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``ids``: int64 ``(length,)``; ``length``: int64 scalar."""
         if not sample.captions:
-            raise UserError(f"sample '{sample.id}' has no caption; choose a --dataset that has captions")
+            raise UserError(
+                sample.fault or f"sample '{sample.id}' has no caption; choose a --dataset that has captions"
+            )
         if caption is None:
             caption = 0 if rng is None else int(rng.integers(len(sample.captions)))
         return self.encode(sample.captions[caption], where=f"caption {caption + 1} of sample '{sample.id}'")

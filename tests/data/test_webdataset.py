@@ -28,7 +28,8 @@ from mmvicreg.data.verify import verify
 from mmvicreg.data.webdataset import WebDataset, expand_braces, split_of
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.image import decode_image
+from mmvicreg.inputs.image import ImageInput, decode_image
+from mmvicreg.inputs.text import TextInput
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import open_run
 from mmvicreg.samples import Member
@@ -333,15 +334,103 @@ def test_trained_and_judged_from_shards_with_a_damaged_picture(shards: Path, tmp
         ({"1.png": picture(1), "1.json": b"[" * 100_000}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.txt": b"\xff\xfe\xfa"}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.json": b'{"caption": 7}'}, "is not text: 7"),
-        ({"1.png": picture(1), "1.txt": b"x", "2.png": picture(2)}, r"1 of 2 samples .* no caption, first .*2\.png"),
-        ({"README": b""}, "holds no samples"),
+        ({"0.png": picture(0), "0.txt": b"x", "1.png": picture(1)}, r"train-0.tar:1.png has no caption; add key.txt"),
     ],
 )  # fmt: skip
-def test_what_is_no_sample_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_what_is_wrong_with_a_sample_is_told_where_it_is_read(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    """One among millions does not stop the others from being listed; verify names it."""
     path = shard(tmp_path / "train-0.tar", members)
-    with pytest.raises(UserError, match=message) as caught:
+    sample = WebDataset(path).samples("train")[-1]
+    assert re.search(message, sample.fault)
+    assert "train-0.tar" in sample.fault
+    assert WebDataset(path).samples("train")[-1] == sample  # from the list that is kept
+    (problem,) = verify("webdataset", path, progress=False).problems
+    assert re.search(message, problem)
+    source = ImageInput(ImageInput.Config()) if sample.image is None else TextInput(TextInput.Config())
+    with pytest.raises(UserError, match=message):
+        source.load(sample, None)
+
+
+def test_pictures_without_any_captions_have_no_fault(tmp_path: Path) -> None:
+    path = shard(tmp_path / "train-0.tar", {"1.png": picture(1), "2.png": picture(2)})
+    assert [(s.captions, s.fault) for s in WebDataset(path).samples("train")] == [((), "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [({"README": b""}, "holds no samples"), ({"1.png": picture(1), "1.PNG": picture(1)}, "is there twice")],
+)
+def test_what_is_no_shard_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    path = shard(tmp_path / "train-0.tar", members)
+    with pytest.raises(UserError, match=rf"train-0\.tar.*{message}"):
         WebDataset(path).samples("train")
-    assert "train-0.tar" in str(caught.value) or str(tmp_path) in str(caught.value)
+
+
+def test_what_the_disk_cannot_read_is_no_fault_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may read it next time; the list of a shard is kept."""
+    path = shard(tmp_path / "train-0.tar", numbered(0, 2))
+
+    def broken(_: Member) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "_text", broken)
+        with pytest.raises(UserError, match=r"cannot read the shard .*train-0\.tar: Input/output error"):
+            WebDataset(path).samples("train")
+    assert all(sample.captions for sample in WebDataset(path).samples("train"))
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("000009.txt", b" ", "train-0001.tar: caption 1 of 1 of the picture '000009' is empty"),
+        ("000009.png", None, "train-0001.tar: the sample '000009' has no picture"),
+        ("000009.txt", None, "train-0001.tar:000009.png has no caption"),
+    ],
+)
+def test_a_sample_at_fault_stops_a_run_unless_it_is_skipped(
+    shards: Path, tmp_path: Path, member: str, content: bytes | None, message: str
+) -> None:
+    for path, first in ((shards / "train-0001.tar", 9), (shards / "val-0000.tar", 40)):
+        members = numbered(first, 9)
+        name = f"{int(member[:6]) - 9 + first:06d}{member[6:]}"
+        members |= {name: content} if content is not None else {}
+        shard(path, {key: value for key, value in members.items() if content is not None or key != name})
+    settings = [word for setting in (*IMAGE_TEXT, "training.epochs=2") for word in ("--set", setting)]
+    out = tmp_path / "run"
+    flags = ["--pair", "image-text", "--dataset", "webdataset", "--data-root", str(shards), "--workers", "0"]
+    words = ["train", *flags, *settings, "--set", "training.batch_size=8", "--out", str(out)]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert "go on without them (--on-bad-sample skip)" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--on-bad-sample", "skip"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    (listed,) = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    assert listed["id"] == "train-0001/000009"
+    assert message in listed["reason"]
+    result = CliRunner().invoke(app, ["eval", "retrieval", str(out)])
+    assert isinstance(result.exception, UserError)
+    assert message.replace("train-0001", "val-0000").replace("000009", "000040") in str(result.exception)
+    result = CliRunner().invoke(app, ["eval", "retrieval", str(out), "--on-bad-sample", "skip"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    (report,) = (out / "eval").glob("retrieval-*.json")
+    assert json.loads(report.read_text())["samples"] == 8
+
+
+def test_a_sample_without_captions_is_told_of_where_each_caption_is_a_row(shards: Path) -> None:
+    shard(shards / "train-0000.tar", {**numbered(0, 9), "000003.txt": b"one\ntwo", "000004.txt": b""})
+    batches = loader(recipe(shards, "dataset.captions=all", "dataset.on_bad_sample=skip"))
+    assert len(batches) == 41 // 8
+    for _ in (
+        epoch for epoch in range(3) for _ in batches.epoch(epoch)
+    ):  # an epoch drops the last of 41 rows
+        pass
+    assert list(batches.skipped) == ["train-0000/000004"]
 
 
 @pytest.mark.parametrize("damage", ["cut in a member", "cut at its end", "compressed", "no tar", "empty"])
