@@ -34,7 +34,7 @@ class TextInput(Input):
 
         tokenizer: Literal["sentencepiece", "words", "transformers"] = "sentencepiece"
         vocabulary: Annotated[int, Field(ge=16)] = 8000
-        """Pieces of a sentencepiece model."""
+        """Pieces of a ``sentencepiece`` model; fewer where the captions have no more."""
         min_count: Annotated[int, Field(ge=1)] = 4
         """Words rarer than this are unknown, for ``words``. 4 is VSE++'s."""
         model: str | None = None
@@ -46,6 +46,18 @@ class TextInput(Input):
         def _model_named(self) -> TextInput.Config:
             if (self.tokenizer == "transformers") != (self.model is not None):
                 raise ValueError("'model' is needed with tokenizer: transformers, and only there")
+            return self
+
+        @model_validator(mode="after")
+        def _options_of_its_own(self) -> TextInput.Config:
+            # a saved recipe names every option, so what is at its default is not held against it
+            for option, name in {"vocabulary": "sentencepiece", "min_count": "words"}.items():
+                default = type(self).model_fields[option].default
+                if self.tokenizer != name and getattr(self, option) != default:
+                    raise ValueError(
+                        f"{option} is an option of the tokenizer {name}, and tokenizer is {self.tokenizer}: leave it "
+                        f"out, or set it to {default}, its default"
+                    )
             return self
 
     def __init__(self, config: Config) -> None:

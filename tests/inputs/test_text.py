@@ -38,6 +38,14 @@ CAPTIONS = (
 )
 
 
+OWN: dict[str, dict[str, object]] = {
+    "sentencepiece": {"vocabulary": 120},
+    "words": {"min_count": 1},
+    "transformers": {},
+}
+"""What each tokenizer is told here."""
+
+
 def fitted(captions: tuple[str, ...], **options: object) -> TextInput:
     source = TextInput(TextInput.Config.model_validate(options))
     source.fit([Sample("s", captions=captions)])
@@ -86,7 +94,7 @@ def test_sentencepiece_is_the_same_every_time_and_lower_cases() -> None:
 @pytest.mark.parametrize("caption", CAPTIONS)
 @pytest.mark.parametrize("kind", ["sentencepiece", "words"])
 def test_every_script_survives_the_way_there_and_back(kind: str, caption: str) -> None:
-    source = fitted(CAPTIONS * 3, tokenizer=kind, vocabulary=120, min_count=1)
+    source = fitted(CAPTIONS * 3, tokenizer=kind, **OWN[kind])
     ids = source.encode(caption)["ids"].tolist()
     assert UNKNOWN not in ids
     assert len(ids) >= 3
@@ -123,7 +131,7 @@ def test_only_training_captions_are_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "words", "transformers"])
 def test_state_comes_back_through_a_checkpoint(tmp_path: Path, kind: str) -> None:
-    options: dict[str, object] = {"tokenizer": kind, "vocabulary": 80, "min_count": 1}
+    options: dict[str, object] = {"tokenizer": kind, **OWN[kind]}
     if kind == "transformers":
         options["model"] = str(tiny_bert(tmp_path / "bert"))
     source = fitted(CAPTIONS * 3, **options)
@@ -215,6 +223,26 @@ def test_which_caption() -> None:
 )
 def test_padding_and_marks_are_not_shown(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([BEGIN, *tokenizer.encode("a cat")[1:-1], END, PAD, PAD]) == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("option", "owner"), [({"vocabulary": 20_000}, "sentencepiece"), ({"min_count": 2}, "words")]
+)
+@pytest.mark.parametrize("kind", ["sentencepiece", "words", "transformers"])
+def test_an_option_of_another_tokenizer_is_refused(kind: str, option: dict[str, int], owner: str) -> None:
+    """It would have no effect, and the saved recipe would say otherwise."""
+    model = {"model": "x"} if kind == "transformers" else {}
+    if kind == owner:
+        assert TextInput.Config.model_validate({"tokenizer": kind, **option})
+    else:
+        (name,) = option
+        with pytest.raises(
+            ValueError, match=f"{name} is an option of the tokenizer {owner}.*tokenizer is {kind}"
+        ):
+            TextInput.Config.model_validate({"tokenizer": kind, **model, **option})
+    whole = TextInput.Config.model_validate({"tokenizer": kind, **model}).model_dump()
+    assert {"vocabulary", "min_count"} <= whole.keys()
+    assert TextInput.Config.model_validate(whole)  # as a saved recipe has it
 
 
 def test_a_vocabulary_of_another_kind_is_refused_by_name() -> None:
