@@ -18,10 +18,14 @@ from mmvicreg.inputs.tokenizers import (
     Tokenizer,
     TransformersTokenizer,
     WordTokenizer,
+    evenly,
     restore,
 )
 from mmvicreg.samples import Sample
 from mmvicreg.strict import Strict
+
+LOOKED_AT = 100_000
+"""So many captions are tokenised before a run to say how many are cut; a transformers tokenizer takes 10 s and more."""
 
 
 class TextInput(Input):
@@ -40,7 +44,7 @@ class TextInput(Input):
         model: str | None = None
         """Hub name or local folder, for ``transformers``."""
         max_length: Annotated[int, Field(ge=3)] = 64
-        """Longer captions are cut, tokens."""
+        """Longer captions are cut, tokens, the marks of beginning and end among them; how many is said at the start."""
 
         @model_validator(mode="after")
         def _model_named(self) -> TextInput.Config:
@@ -85,10 +89,24 @@ class TextInput(Input):
             self._tokenizer = SentencePieceTokenizer.train(captions, vocabulary=self.config.vocabulary)
 
     def survey(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
-        """Count captions that say nothing in this vocabulary, which an encoder could not tell from one another."""
+        """Count captions that are cut, and those that say nothing in this vocabulary, so that all of them are alike."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        return [*self._cut(captions), *self._lost(captions)]
+
+    def _cut(self, captions: Sequence[str]) -> list[str]:
+        looked_at = evenly(captions, LOOKED_AT)
+        cut = sum(len(self.tokenizer.encode(caption)) > self.config.max_length for caption in looked_at)
+        if not cut:
+            return []
+        part = f" that were looked at, out of {len(captions):,}," if len(looked_at) < len(captions) else ""
+        return [
+            f"{cut:,} of {len(looked_at):,} training captions{part} are cut to {self.config.max_length} tokens "
+            "(inputs.text.max_length)"
+        ]
+
+    def _lost(self, captions: Sequence[str]) -> list[str]:
         if not isinstance(self.tokenizer, WordTokenizer):
             return []
-        captions = [caption for sample in samples for caption in sample.captions]
         lost = [caption for caption in captions if not self.tokenizer.knows(caption)]
         if not lost:
             return []
@@ -109,14 +127,14 @@ class TextInput(Input):
         return self.encode(sample.captions[caption], where=f"caption {caption + 1} of sample '{sample.id}'")
 
     def encode(self, text: str, *, where: str = "the text") -> Item:
-        """Tokenise one caption, cut to ``max_length``.
+        """Tokenise one caption, cut to ``max_length`` without its last words; the mark of its end stays.
 
         Raises:
             UserError: the caption is empty; ``where`` says which.
         """
         if not text.strip():
             raise UserError(f"{where} is empty; remove it or write one")
-        ids = self.tokenizer.encode(text)[: self.config.max_length]
+        ids = self.tokenizer.encode_within(text, self.config.max_length)
         return {"ids": torch.tensor(ids, dtype=torch.int64), "length": torch.tensor(len(ids))}
 
     def collate(self, items: Sequence[Item]) -> Item:

@@ -12,7 +12,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of the caption, begin and end marks included, padding not."""
+
+    def encode_within(self, text: str, longest: int) -> list[int]:
+        """Ids of the caption, at most ``longest``: one that is longer loses words, and keeps the mark of its end."""
+        ids = self.encode(text)
+        return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -142,6 +147,9 @@ class TransformersTokenizer(Tokenizer):
                     raise UserError(f"the stored tokenizer names a file outside its folder: '{name}'")
                 (Path(folder) / name).write_bytes(content)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._tokenizer.truncation_side = (
+            "right"  # a caption loses its last words, whatever the model's files say
+        )
         self.size = max(len(self._tokenizer), int(self.model_config.get("vocab_size", 0)))
 
     @classmethod
@@ -175,6 +183,13 @@ class TransformersTokenizer(Tokenizer):
         """See :class:`Tokenizer`. Ids are the model's own plus one, so that 0 stays padding."""
         return [int(i) + 1 for i in self._tokenizer.encode(text)]
 
+    def encode_within(self, text: str, longest: int) -> list[int]:
+        """See :class:`Tokenizer`. Which marks there are, one, two or none, the model's own tokenizer knows."""
+        ids = self.encode(text)
+        if len(ids) <= longest:
+            return ids
+        return [int(i) + 1 for i in self._tokenizer.encode(text, truncation=True, max_length=longest)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`Tokenizer`."""
         return str(self._tokenizer.decode([int(i) - 1 for i in ids if i != PAD], skip_special_tokens=True))
@@ -196,6 +211,13 @@ def restore(state: Mapping[str, Any]) -> Tokenizer:
         return SentencePieceTokenizer(_from_bytes_tensor(state["model"]))
     files = {name: _from_bytes_tensor(content) for name, content in state["files"].items()}
     return TransformersTokenizer(files, json.loads(state["model_config"]))
+
+
+def evenly(captions: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many of the captions, at even distances, so that every run takes the same; all if they are fewer."""
+    if len(captions) <= most:
+        return captions
+    return [captions[place * len(captions) // most] for place in range(most)]
 
 
 def split_words(text: str) -> list[str]:

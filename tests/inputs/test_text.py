@@ -14,6 +14,7 @@ from tiny import tiny_bert
 from mmvicreg.data.shapes import Shapes
 from mmvicreg.datasets import training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs import text as text_input
 from mmvicreg.inputs.text import TextInput
 from mmvicreg.inputs.tokenizers import (
     BEGIN,
@@ -173,7 +174,8 @@ def test_a_stored_tokenizer_cannot_write_outside_its_folder(tmp_path: Path) -> N
 def test_captions_are_cut_and_batches_padded() -> None:
     source = fitted(("one two three four five six",), tokenizer="words", min_count=1, max_length=5)
     long, short = source.encode("one two three four five six"), source.encode("two")
-    assert long["ids"].tolist() == [*source.tokenizer.encode("one two three four five six")][:5]
+    whole = source.tokenizer.encode("one two three four five six")
+    assert long["ids"].tolist() == [*whole[:4], END]
     assert (int(long["length"]), int(short["length"])) == (5, 3)
     batch = source.collate([short, long, source.encode("one two")])
     assert batch["ids"].shape == (3, 5)
@@ -182,6 +184,65 @@ def test_captions_are_cut_and_batches_padded() -> None:
     for row, length in zip(batch["ids"], batch["length"], strict=True):
         assert (row[:length] != PAD).all()
         assert (row[length:] == PAD).all()
+
+
+def marked(folder: Path, template: str | None) -> Path:
+    """A tokenizer's folder with a model's other habits of marking a caption; None: it has no marks."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers.processors import TemplateProcessing
+
+    rust = Rust.from_file(str(folder / "tokenizer.json"))
+    rust.post_processor = TemplateProcessing(
+        single=template or "$A", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    rust.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "begin", "end"),
+    [
+        ("words", None, [BEGIN], [END]),
+        ("sentencepiece", None, [BEGIN], [END]),
+        ("transformers", "[CLS] $A [SEP]", [3], [4]),
+        ("transformers", "$A [SEP]", [], [4]),
+        ("transformers", "$A [SEP] [CLS]", [], [4, 3]),
+        ("transformers", None, [], []),
+    ],
+)
+def test_a_cut_caption_keeps_its_marks_and_its_first_words(
+    tmp_path: Path, kind: str, template: str | None, begin: list[int], end: list[int]
+) -> None:
+    """And one that fits, to the last token, is what it was."""
+    options: dict[str, object] = {"tokenizer": kind, **OWN[kind]}
+    if kind == "transformers":
+        options["model"] = str(marked(tiny_bert(tmp_path / "bert"), template))
+    caption = "a red circle above a zebra and a blue zebra"  # unknown words, and one at the end
+    learned = ("a red circle above a blue square .",) * 3
+    whole = fitted(learned, **options).encode(caption)["ids"].tolist()
+    words = whole[len(begin) : len(whole) - len(end)]
+    assert whole == [*begin, *words, *end]
+    for longest in range(3, len(whole) + 2):
+        source = fitted(learned, max_length=longest, **options)
+        kept = longest - len(begin) - len(end)
+        expected = whole if longest >= len(whole) else [*begin, *words[:kept], *end]
+        assert source.encode(caption)["ids"].tolist() == expected
+        assert source.encode(caption)["ids"].tolist() == expected  # cutting one changes none after it
+        again = TextInput(source.config)
+        again.load_state(source.state())
+        assert again.encode(caption)["ids"].tolist() == expected
+
+
+def test_captions_that_are_cut_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = ("one two three", "one two three four", "one", "one two three four five")
+    samples = [Sample("s", captions=captions[:2]), Sample("t", captions=captions[2:])]
+    source = fitted(captions, tokenizer="words", min_count=1, max_length=5)
+    assert source.survey(samples) == ["2 of 4 training captions are cut to 5 tokens (inputs.text.max_length)"]
+    assert fitted(captions, tokenizer="words", min_count=1, max_length=7).survey(samples) == []
+    monkeypatch.setattr(text_input, "LOOKED_AT", 2)
+    assert source.survey([Sample("s", captions=(captions[1], "one", "one", captions[1]))]) == [
+        "1 of 2 training captions that were looked at, out of 4, are cut to 5 tokens (inputs.text.max_length)"
+    ]
 
 
 def test_a_batch_is_only_as_wide_as_its_longest() -> None:
