@@ -22,6 +22,8 @@ import torch
 from mmvicreg.errors import UserError
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
+LEARNED_FROM = 1_000_000
+"""Captions that sentencepiece learns its pieces from at most."""
 
 
 class Tokenizer(ABC):
@@ -91,12 +93,19 @@ class SentencePieceTokenizer(Tokenizer):
         self.size = int(self._processor.get_piece_size())
 
     @classmethod
-    def train(cls, captions: Iterable[str], *, vocabulary: int) -> SentencePieceTokenizer:
-        """Train on the captions; fewer pieces than ``vocabulary`` where the text has no more."""
+    def train(cls, captions: Sequence[str], *, vocabulary: int) -> SentencePieceTokenizer:
+        """Train on the captions; fewer pieces than ``vocabulary`` where the text has no more.
+
+        Of more than a million captions (``LEARNED_FROM``) a million at even distances are taken: sentencepiece holds
+        all that it is given in memory, several times over. Its own limit would draw them anew every time.
+
+        Raises:
+            UserError: there are too few pieces for the characters that there are.
+        """
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(captions),
+                sentence_iterator=iter(evenly(captions, LEARNED_FROM)),
                 model_writer=model,
                 vocab_size=vocabulary,
                 model_type="unigram",

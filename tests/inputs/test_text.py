@@ -15,6 +15,7 @@ from mmvicreg.data.shapes import Shapes
 from mmvicreg.datasets import training_samples
 from mmvicreg.errors import UserError
 from mmvicreg.inputs import text as text_input
+from mmvicreg.inputs import tokenizers
 from mmvicreg.inputs.text import TextInput
 from mmvicreg.inputs.tokenizers import (
     BEGIN,
@@ -25,6 +26,7 @@ from mmvicreg.inputs.tokenizers import (
     Tokenizer,
     TransformersTokenizer,
     WordTokenizer,
+    evenly,
     restore,
     split_words,
 )
@@ -90,6 +92,17 @@ def test_sentencepiece_is_the_same_every_time_and_lower_cases() -> None:
     assert one.encode("RED CIRCLE") == one.encode("red circle")
     assert one.encode("a red circle")[0] == BEGIN
     assert one.encode("a red circle")[-1] == END
+
+
+def test_sentencepiece_learns_from_so_many_captions_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds all of them in memory; those that it takes are the same every time."""
+    few = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
+    many = [caption for one in few for caption in (one, "猫が走る、速く走る")]
+    expected = SentencePieceTokenizer.train(few, vocabulary=40).state()["model"]
+    monkeypatch.setattr(tokenizers, "LEARNED_FROM", 6)
+    assert torch.equal(SentencePieceTokenizer.train(few, vocabulary=40).state()["model"], expected)
+    assert torch.equal(SentencePieceTokenizer.train(many, vocabulary=40).state()["model"], expected)
+    assert evenly(range(10), 4) == [0, 2, 5, 7]  # type: ignore[arg-type, comparison-overlap]
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
