@@ -7,6 +7,7 @@ the split is Karpathy & Fei-Fei 2015, "Deep Visual-Semantic Alignments for Gener
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import io
 from pathlib import Path
 from types import MappingProxyType
@@ -140,12 +141,12 @@ class Coco(Reader):
     def _find(self) -> tuple[str, ...]:
         self._check_marker()
         folders = list_folder(self.root)
-        years = self._years()
         karpathy = self.root / "dataset_coco.json"
         pictures = {"train2014", "val2014", "images"} & folders
         # Karpathy's file alone cannot be trained on; a whole 2017 layout beside it can.
-        if karpathy.is_file() and (pictures or not years):
+        if karpathy.is_file() and (pictures or not self._years()):
             return self._open_karpathy(karpathy)
+        years = self._years()
         if not years:
             raise not_here(
                 self.root,
@@ -218,9 +219,10 @@ class Coco(Reader):
     def _years(self) -> dict[str, list[str]]:
         """Year -> splits with a captions file, in the order train, val, test."""
         years: dict[str, list[str]] = {}
+        names = list_folder(self.root / "annotations")  # Path.glob would pass over one that it may not list
         for split in ("train", "val", "test"):
-            for path in self.root.glob(f"annotations/captions_{split}20[0-9][0-9].json"):
-                years.setdefault(path.stem[-4:], []).append(split)
+            for name in fnmatch.filter(names, f"captions_{split}20[0-9][0-9].json"):
+                years.setdefault(Path(name).stem[-4:], []).append(split)
         return years
 
     def _captions(self, split: str) -> Path:

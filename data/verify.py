@@ -185,7 +185,8 @@ def _read_all(samples: Sequence[Sample], split: str, *, progress: bool) -> list[
 
 
 def _faults(sample: Sample) -> list[str]:
-    faults = [picture_fault(sample.image)] if sample.image else []
+    faults = [sample.fault or None]
+    faults += [picture_fault(sample.image)] if sample.image else []
     faults += [recording_fault(sample.audio)] if sample.audio else []
     return [fault for fault in faults if fault is not None]
 

@@ -1,16 +1,18 @@
 """WebDataset shards: pictures and captions in tar files, read where they lie and never unpacked.
 
 The format is WebDataset's (https://github.com/webdataset/webdataset): members of one shard whose path up to the
-first dot is the same are one sample, ``000017.jpg`` with ``000017.txt`` (its caption) or ``000017.json``
-(``{"caption": "..."}`` or ``{"captions": ["...", ...]}``). The engine is not: it streams, shuffles in a buffer and
-shares shards out, so that processes get unequal epochs (or samples twice) and a position cannot be computed, only
-replayed. Here every shard is listed once (tarfile; kept in the cache folder), after which a sample is an offset:
-its place in an epoch depends on (seed, epoch) alone, as for any other data set.
+first dot is the same are one sample, ``000017.jpg`` with ``000017.txt`` (its captions, one a line) or ``000017.json``
+(``{"caption": "..."}``, one whatever its lines, or ``{"captions": ["...", ...]}``; it counts where both are there).
+The engine is not: it streams, shuffles in a buffer and shares shards out, so that processes get unequal epochs (or
+samples twice) and a position cannot be computed, only replayed. Here every shard is listed once (tarfile; kept in the
+cache folder), after which a sample is an offset: its place in an epoch depends on (seed, epoch) alone, as for any
+other data set.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import hashlib
 import itertools
@@ -20,11 +22,13 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from mmvicreg.data.card import Card
+from mmvicreg.data.files import list_folder
+from mmvicreg.data.pictures import files_below
 from mmvicreg.data.reader import Reader, check_captions, duplicates, shorten
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError
@@ -38,25 +42,31 @@ _SPLITS = {
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 """What a compressed tar is called."""
 _ORDER = ("train", "val", "test")
-_FORMAT = 1
+_FORMAT = 3
+"""Of the lists in the cache folder: another number where what is read from a shard has changed."""
 _BLOCK = 512
 """Bytes of a tar header."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample of a shard: its key, its picture's member (name, offset, size), its captions."""
+    """One sample of a shard: its key, its picture's member (name, offset, size), its captions.
+
+    What cannot be taken for one is left out, and ``fault`` says why: one among millions must not stop the others.
+    """
 
     key: str
-    picture: tuple[str, int, int]
+    picture: tuple[str, int, int] | None
     captions: tuple[str, ...]
+    fault: str = ""
 
 
 class WebDataset(Reader):
-    """Shards by folder (``*.tar``, in any case, in it, or in folders of it), file, glob, or brace range.
+    """Shards by folder (``*.tar``, in any case, in it and in the folders below it), file, glob, or brace range.
 
-    ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that its
-    name, else its folder's name, begins with (``train-``, ``val_``, ``validation/``, ``test.``), else to train.
+    ``{000..012}`` counts, keeping the zeros, and ``{train,val}`` lists. A shard belongs to the split that a word of its
+    name says, wherever it stands (``train-0``, ``cc3m-validation-0``, ``coco_val2017``), else its folder's
+    (``test/0``), else to train; a name with words of two splits is refused.
     """
 
     name: ClassVar[str] = "webdataset"
@@ -72,7 +82,7 @@ class WebDataset(Reader):
         citation="",
         manual=(
             "Give its shards with --data-root: a folder of .tar files, or 'train-{0000..0099}.tar'. WebDataset's "
-            "ShardWriter and img2dataset write them (key.jpg with key.txt or key.json)."
+            "ShardWriter and img2dataset write them (key.jpg with key.txt, one caption a line, or key.json)."
         ),
     )
 
@@ -81,9 +91,16 @@ class WebDataset(Reader):
 
     def _find(self) -> tuple[str, ...]:
         self._shards: dict[str, list[Path]] = {}
+        unsaid = 0
         for shard in find_shards(self.root):
-            self._shards.setdefault(split_of(shard, root=self.root), []).append(shard)
-        return tuple(sorted(self._shards, key=_ORDER.index))
+            said = split_of(shard, root=self.root)
+            unsaid += said is None
+            self._shards.setdefault(said or "train", []).append(shard)
+        splits = tuple(sorted(self._shards, key=_ORDER.index))
+        counts = ", ".join(f"{split} {len(self._shards[split]):,}" for split in splits)
+        note = f"; {unsaid:,} whose names say no split count as train" if unsaid else ""
+        self.notes = (f"shards by the words of their names: {counts}{note}",)
+        return splits
 
     def _load(self, split: str) -> list[Sample]:
         shards = self._shards[split]
@@ -92,8 +109,9 @@ class WebDataset(Reader):
         samples = [
             Sample(
                 id=f"{shard.stem}/{entry.key}",
-                image=Member(shard, *entry.picture),
+                image=Member(shard, *entry.picture) if entry.picture is not None else None,
                 captions=entry.captions,
+                fault=entry.fault,
             )
             for shard, entries in zip(shards, listed, strict=True)
             for entry in entries
@@ -103,20 +121,29 @@ class WebDataset(Reader):
                 f"{self.root}: several samples of the split {split} are called {shorten(twice)}; shards of one split "
                 "need names of their own"
             )
-        silent = [sample for sample in samples if not sample.captions]
-        if silent and len(silent) < len(samples):
-            raise UserError(
-                f"{len(silent):,} of {len(samples):,} samples of the split {split} have a picture and no caption, "
-                f"first {silent[0].image}; add key.txt or key.json, or leave them out"
-            )
+        captions = sum(len(sample.captions) for sample in samples)
+        if captions:  # else the set is one of pictures alone
+            samples = [_silent(sample) if not sample.captions else sample for sample in samples]
+        note = f"{split}: shards {len(shards):,}, samples {len(samples):,}, captions {captions:,}"
+        self.notes = (*self.notes, note)
         return samples
+
+
+def _silent(sample: Sample) -> Sample:
+    """A sample that has no caption where others have, with that for its fault unless it has another."""
+    if sample.fault:
+        return sample
+    return replace(
+        sample, fault=f"{sample.image} has no caption; add key.txt or key.json, or leave the picture out"
+    )
 
 
 def find_shards(root: Path) -> list[Path]:
     """The shards that a folder, file, glob or brace pattern means, in order.
 
     Raises:
-        UserError: an address of the network, a compressed archive, or nothing there (what is missing is named).
+        UserError: an address of the network, a compressed archive, a folder that cannot be listed, or nothing there
+            (what is missing is named).
     """
     text = str(root)
     if re.match(r"^(s3|gs|gcs|https?|hdfs|pipe|hf|ais):", text):
@@ -124,23 +151,21 @@ def find_shards(root: Path) -> list[Path]:
             f"--data-root {text}: shards are read from files, at their offsets; mount or copy them, and give their path"
         )
     if root.is_dir():
-        files = itertools.chain(root.glob("*"), root.glob("*/*"))
-        inside = [path for path in files if not path.name.startswith(".") and path.is_file()]
-        if packed := sorted(str(path.relative_to(root)) for path in inside if _PACKED.search(path.name)):
+        inside = list(files_below(root, (".tar",)))
+        if packed := sorted(name for name in inside if _PACKED.search(name)):
             raise UserError(
                 f"{root} holds compressed shards, which cannot be read at their offsets: {shorten(packed)}; unpack "
                 "them to .tar, or, to leave them out, name the others by a pattern"
             )
-        shards = sorted(path for path in inside if path.suffix.lower() == ".tar")
+        shards = sorted(root / name for name in inside if name.lower().endswith(".tar"))
         if not shards:
             raise UserError(
-                f"no shards at {root}: neither it nor its folders hold a .tar. {WebDataset.card.manual}"
+                f"no shards at {root}: neither it nor the folders below it hold a .tar. {WebDataset.card.manual}"
             )
         return shards
     shards, missing = [], []
     for path in expand_braces(text):
-        found = sorted(glob.glob(path)) if glob.has_magic(path) else [path]  # noqa: PTH207 - of any root
-        there = [Path(name) for name in found if Path(name).is_file()]
+        there = [shard for shard in _matching(path) if _is_file(shard)]
         shards += there
         missing += [] if there else [path]
     if missing:
@@ -151,6 +176,41 @@ def find_shards(root: Path) -> list[Path]:
     if twice := duplicates(map(str, shards)):
         raise UserError(f"--data-root {text} names shards twice: {shorten(twice)}")
     return shards
+
+
+def _matching(pattern: str) -> list[Path]:
+    """What a glob pattern means, sorted; not glob.glob, which passes over folders that it may not list.
+
+    Names that begin with a dot are passed over unless the pattern's do.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    path = Path(pattern)
+    found = [Path(path.anchor)]
+    for part in path.relative_to(path.anchor).parts:
+        if not glob.has_magic(part):
+            found = [folder / part for folder in found]
+            continue
+        found = [
+            folder / name
+            for folder in found
+            for name in list_folder(folder)
+            if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
+        ]
+    return sorted(found, key=str)
+
+
+def _is_file(shard: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+        UserError: nobody can tell, its folder being another user's.
+    """
+    try:
+        return shard.is_file()
+    except OSError as error:
+        raise UserError(f"cannot read the shard {shard}: {error.strerror}") from error
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -184,21 +244,35 @@ def _alternatives(inner: str, pattern: str) -> list[str]:
     )
 
 
-def split_of(shard: Path, *, root: Path) -> str:
-    """The split that a shard's name or, below ``root``, its folder's name says; else train."""
-    names = [shard.name, shard.parent.name] if shard.parent != root else [shard.name]
-    for name in names:
-        word = re.match(r"[a-z]+", name.lower())
-        if word and word[0] in _SPLITS:
-            return _SPLITS[word[0]]
-    return "train"
+def split_of(shard: Path, *, root: Path) -> str | None:
+    """The split that a word of a shard's name says, else one of its folder's, and so on below ``root``, or None.
+
+    Words are runs of letters: ``cc3m-validation-0007`` and ``val2017`` say val, ``evaluation`` and ``latest`` nothing.
+
+    Raises:
+        UserError: one name has words of two splits, and what it holds is not for the program to guess.
+    """
+    above = list(shard.parents)
+    folders = above[: above.index(root)] if root in above else above[:1]
+    for path in (shard, *folders):
+        words = re.findall(r"[^\W\d_]+", path.name.lower())
+        said = sorted({_SPLITS[word] for word in words if word in _SPLITS}, key=_ORDER.index)
+        if len(said) > 1:
+            raise UserError(
+                f"{path}: its name says several splits ({', '.join(said)}), so that nobody can tell what to train on; "
+                "rename it, or link to it by a name that says one"
+            )
+        if said:
+            return said[0]
+    return None
 
 
 def list_shard(shard: Path) -> list[Entry]:
     """The samples of a shard, from the cache folder where its size and time are still the same.
 
     Raises:
-        UserError: not a whole uncompressed tar, or a sample that is none; shard and member are named.
+        UserError: not a whole uncompressed tar, one without samples, or a member that is there twice; shard and member
+            are named.
     """
     try:
         state = shard.stat()
@@ -214,11 +288,11 @@ def list_shard(shard: Path) -> list[Entry]:
         tree = json.loads(kept.read_text(encoding="utf-8"))
         if tree["stamp"] == stamp:
             return [
-                Entry(key, (name, at, size), tuple(captions))
-                for key, name, at, size, captions in tree["entries"]
+                Entry(key, tuple(picture) if picture else None, tuple(captions), fault)
+                for key, picture, captions, fault in tree["entries"]
             ]
     entries = _read_shard(shard)
-    rows = [[entry.key, *entry.picture, entry.captions] for entry in entries]
+    rows = [[entry.key, entry.picture, entry.captions, entry.fault] for entry in entries]
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # without a place for it the shard is listed again next time
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -270,23 +344,38 @@ def _members(shard: Path) -> Iterator[Member]:
 
 
 def _entry(shard: Path, key: str, fields: dict[str, Member]) -> Entry:
+    """One sample, with what is wrong with it.
+
+    Raises:
+        UserError: the shard cannot be read.
+    """
+    faults: list[str] = []
     pictures = [member for suffix, member in fields.items() if suffix in PICTURES]
     if len(pictures) != 1:
         what = "no picture" if not pictures else f"{len(pictures)} pictures"
-        raise UserError(f"{shard}: the sample '{key}' has {what} (it has {', '.join(fields)})")
-    picture = pictures[0]
-    captions = _captions(shard, key, fields)
-    if captions:
-        captions = check_captions(captions, key, shard)
-    return Entry(key, (picture.name, picture.offset, picture.size), tuple(map(str, captions)))
+        faults.append(f"{shard}: the sample '{key}' has {what} (it has {', '.join(fields)})")
+    captions: tuple[str, ...] = ()
+    try:
+        if told := _captions(shard, key, fields):
+            captions = check_captions(told, key, shard)
+    except OSError as error:  # the disk's fault, and perhaps none next time: not for the list that is kept
+        raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+    except UserError as error:
+        faults.append(str(error))
+    picture = (pictures[0].name, pictures[0].offset, pictures[0].size) if len(pictures) == 1 else None
+    return Entry(key, picture, captions, "; ".join(faults))
 
 
 def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[object]:
-    """From key.json, else from key.txt; none where neither is there."""
+    """From key.json, else the lines of key.txt; none where neither is there.
+
+    Raises:
+        UserError: one of them is not what it should be.
+    """
     try:
         tree: object = json.loads(_text(fields["json"])) if "json" in fields else {}
         text = _text(fields["txt"]) if "txt" in fields else None
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: the text of the sample '{key}' cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise UserError(f'{shard}: {key}.json is not an object such as {{"caption": "..."}}')
@@ -295,7 +384,10 @@ def _captions(shard: Path, key: str, fields: dict[str, Member]) -> Sequence[obje
         return told
     if told is not None:
         return [told]
-    return [] if text is None else [text.strip()]
+    if text is None:
+        return []
+    # retrieval sets (those of CLIP_benchmark, say) put the captions of a picture into the lines of one file
+    return [line.strip() for line in text.split("\n") if line.strip()] or [""]
 
 
 def _text(member: Member) -> str:

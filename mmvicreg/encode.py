@@ -160,7 +160,10 @@ def encode(
         say(note)
     rows: list[tuple[int, int | None]] = [(i, None) for i in range(len(samples))]
     if part.config.input == "text":
-        rows = [(i, c) for i, sample in enumerate(samples) for c in range(len(sample.captions[:captions]))]
+        # a sample without captions has a row that cannot be read: it must not stay among those of the other branch
+        rows = [
+            (i, c) for i, sample in enumerate(samples) for c in range(len(sample.captions[:captions]) or 1)
+        ]
     device = next(model.parameters()).device
     width = part.encoder.out_features if space == "representation" else part.config.expander.widths[-1]
     vectors = np.empty((len(rows), int(width)), np.float32)

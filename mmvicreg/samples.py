@@ -70,6 +70,8 @@ class Sample:
         fold: 1-based fold, for data sets published in folds.
         group: the source a fragment was cut from; groups never straddle folds.
         caption_ids: the publisher's id of each caption (COCO's annotation id), where it gives them.
+        fault: why it lacks a picture or captions, where its reader found some and could not take them; who would read
+            what is lacking says so, or leaves the sample out.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Sample:
     fold: int | None = None
     group: str | None = None
     caption_ids: tuple[str, ...] = ()
+    fault: str = ""
 
     def caption_id(self, position: int) -> str:
         """The publisher's id of one caption; where there is none, ``<sample id>#<position>``, from 0."""

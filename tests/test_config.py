@@ -49,7 +49,7 @@ def test_every_recipe_takes_a_step(path: Path) -> None:
         if branch.expander.widths[0] >= 8192:  # two gigabytes of weights, gradients and momenta
             small.append(f"branches.{name}.expander.widths={[256] * len(branch.expander.widths)}")
     if "text" in written.inputs:
-        small.append("inputs.text.tokenizer=words")
+        small.append(f"inputs.text={{tokenizer: words, max_length: {written.inputs['text']['max_length']}}}")
     if written.schedule.final_lr is not None:  # above the rate of so small a batch
         small.append("schedule.final_lr=null")
     recipe = load_recipe(path, {"training.batch_size": 2, "training.precision": "fp32"}, small)
@@ -289,6 +289,7 @@ def test_plain_accumulation_is_refused_with_the_reason_and_the_way_out(key: str)
         ("inputs.image.worker_augmentation={blur: [2]}", r"image\.worker_augmentation\.blur\.0"),
         ("branches.image.frontend.augmentation.sigma=[2, 1]", r"augmentation: sigma: expected \[smallest"),
         ("inputs.text.tokenizer=transformers", r"text: 'model' is needed"),
+        ("inputs.text.tokenizer=words", r"text: vocabulary is an option of the tokenizer sentencepiece"),
         ("objective.gamma=-1", r"objective\.gamma"),
         ("objective=5", "objective"),
         ("dataset.fold=some", r"dataset\.fold"),

@@ -14,15 +14,19 @@ from mmvicreg.inputs.base import InputSpec
 from mmvicreg.inputs.tokenizers import first_line
 from mmvicreg.strict import Strict
 
+_FIRST_IS_BLIND = ("clip_text_model",)
+"""Kinds of models whose first token, the same in every caption, sees no other."""
+
 
 class TransformersText(nn.Module):
     """A model by hub name or local folder, pooled over its last hidden states.
 
-    Needs ``inputs.text.tokenizer: transformers`` with the same model, whose configuration travels with the
-    run, so that a trained run is rebuilt without the hub.
+    Needs ``inputs.text.tokenizer: transformers`` with the same model, whose configuration travels with the run, so that
+    a trained run is rebuilt without the hub. Of an encoder-decoder it is the encoder, of CLIP the text half.
 
     Raises:
-        UserError: another tokenizer, a model that cannot be loaded, or captions longer than it has positions.
+        UserError: another tokenizer, a model that cannot be loaded or is of more than text, pooling that would make all
+            captions alike, or captions longer than it has positions.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("text",)
@@ -65,6 +69,12 @@ class TransformersText(nn.Module):
             self.network = AutoModel.from_config(described)  # type: ignore[no-untyped-call]
         if getattr(self.network.config, "is_encoder_decoder", False):
             self.network = self.network.get_encoder()
+        self.network = _text_half(self.network, str(config.model or spec.model))
+        if pretrained and config.pooling == "first" and self.network.config.model_type in _FIRST_IS_BLIND:
+            raise UserError(
+                f"branches.text.encoder.pooling is first, and in the transformers model '{config.model or spec.model}' "
+                "no token sees those behind it: all captions would be alike; set pooling to mean"
+            )
         if getattr(self.network, "pooler", None) is not None:
             self.network.pooler = None  # nothing reads it; without a gradient it would stop DDP
         _check_positions(self.network, spec.longest)
@@ -91,6 +101,19 @@ def _check_same(model: str | None, tokenizer: str | None) -> None:
         f"inputs.text.model is {tokenizer} and the text branch's encoder.model is {model}: a model reads the tokens of "
         "its own tokenizer alone. Give both the same name, or leave out the encoder's"
     )
+
+
+def _text_half(network: Any, model: str) -> Any:
+    """The text encoder of CLIP; of other models, which must be of text alone, the model itself."""
+    if network.config.model_type == "clip":
+        return network.text_model
+    if not isinstance(getattr(network.config, "hidden_size", None), int):
+        raise UserError(
+            f"the transformers model '{model}' is a {type(network).__name__}, which is of more than text (its "
+            "configuration has no hidden_size): give as inputs.text.model one that is of text alone, or the text "
+            "half of it, saved by itself with its tokenizer"
+        )
+    return network
 
 
 def _check_positions(network: Any, longest: int) -> None:

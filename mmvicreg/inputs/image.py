@@ -189,7 +189,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _file(sample: Sample) -> File:
     if sample.image is None:
-        raise UserError(f"sample '{sample.id}' has no picture; choose a --dataset that has pictures")
+        raise UserError(
+            sample.fault or f"sample '{sample.id}' has no picture; choose a --dataset that has pictures"
+        )
     return sample.image
 
 

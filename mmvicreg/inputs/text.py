@@ -18,10 +18,14 @@ from mmvicreg.inputs.tokenizers import (
     Tokenizer,
     TransformersTokenizer,
     WordTokenizer,
+    evenly,
     restore,
 )
 from mmvicreg.samples import Sample
 from mmvicreg.strict import Strict
+
+LOOKED_AT = 100_000
+"""So many captions are tokenised before a run to say how many are cut; a transformers tokenizer takes 10 s and more."""
 
 
 class TextInput(Input):
@@ -34,18 +38,30 @@ class TextInput(Input):
 
         tokenizer: Literal["sentencepiece", "words", "transformers"] = "sentencepiece"
         vocabulary: Annotated[int, Field(ge=16)] = 8000
-        """Pieces of a sentencepiece model."""
+        """Pieces of a ``sentencepiece`` model; fewer where the captions have no more."""
         min_count: Annotated[int, Field(ge=1)] = 4
         """Words rarer than this are unknown, for ``words``. 4 is VSE++'s."""
         model: str | None = None
         """Hub name or local folder, for ``transformers``."""
         max_length: Annotated[int, Field(ge=3)] = 64
-        """Longer captions are cut, tokens."""
+        """Longer captions are cut, tokens, the marks of beginning and end among them; how many is said at the start."""
 
         @model_validator(mode="after")
         def _model_named(self) -> TextInput.Config:
             if (self.tokenizer == "transformers") != (self.model is not None):
                 raise ValueError("'model' is needed with tokenizer: transformers, and only there")
+            return self
+
+        @model_validator(mode="after")
+        def _options_of_its_own(self) -> TextInput.Config:
+            # a saved recipe names every option, so what is at its default is not held against it
+            for option, name in {"vocabulary": "sentencepiece", "min_count": "words"}.items():
+                default = type(self).model_fields[option].default
+                if self.tokenizer != name and getattr(self, option) != default:
+                    raise ValueError(
+                        f"{option} is an option of the tokenizer {name}, and tokenizer is {self.tokenizer}: leave it "
+                        f"out, or set it to {default}, its default"
+                    )
             return self
 
     def __init__(self, config: Config) -> None:
@@ -63,7 +79,8 @@ class TextInput(Input):
         """Learn the vocabulary from the captions of the training samples, and from nothing else."""
         captions = [caption for sample in samples for caption in sample.captions]
         if not captions:
-            raise UserError("the training samples have no captions, and the pair has a text branch")
+            fault = next((f" ({sample.fault})" for sample in samples if sample.fault), "")
+            raise UserError(f"the training samples have no captions, and the pair has a text branch{fault}")
         if self.config.tokenizer == "transformers":
             self._tokenizer = TransformersTokenizer.from_pretrained(str(self.config.model))
         elif self.config.tokenizer == "words":
@@ -72,10 +89,24 @@ class TextInput(Input):
             self._tokenizer = SentencePieceTokenizer.train(captions, vocabulary=self.config.vocabulary)
 
     def survey(self, samples: Sequence[Sample], *, skip: bool = False) -> list[str]:
-        """Count captions that say nothing in this vocabulary, which an encoder could not tell from one another."""
+        """Count captions that are cut, and those that say nothing in this vocabulary, so that all of them are alike."""
+        captions = [caption for sample in samples for caption in sample.captions]
+        return [*self._cut(captions), *self._lost(captions)]
+
+    def _cut(self, captions: Sequence[str]) -> list[str]:
+        looked_at = evenly(captions, LOOKED_AT)
+        cut = sum(len(self.tokenizer.encode(caption)) > self.config.max_length for caption in looked_at)
+        if not cut:
+            return []
+        part = f" that were looked at, out of {len(captions):,}," if len(looked_at) < len(captions) else ""
+        return [
+            f"{cut:,} of {len(looked_at):,} training captions{part} are cut to {self.config.max_length} tokens "
+            "(inputs.text.max_length)"
+        ]
+
+    def _lost(self, captions: Sequence[str]) -> list[str]:
         if not isinstance(self.tokenizer, WordTokenizer):
             return []
-        captions = [caption for sample in samples for caption in sample.captions]
         lost = [caption for caption in captions if not self.tokenizer.knows(caption)]
         if not lost:
             return []
@@ -88,20 +119,22 @@ class TextInput(Input):
     def load(self, sample: Sample, rng: np.random.Generator | None, *, caption: int | None = None) -> Item:
         """``ids``: int64 ``(length,)``; ``length``: int64 scalar."""
         if not sample.captions:
-            raise UserError(f"sample '{sample.id}' has no caption; choose a --dataset that has captions")
+            raise UserError(
+                sample.fault or f"sample '{sample.id}' has no caption; choose a --dataset that has captions"
+            )
         if caption is None:
             caption = 0 if rng is None else int(rng.integers(len(sample.captions)))
         return self.encode(sample.captions[caption], where=f"caption {caption + 1} of sample '{sample.id}'")
 
     def encode(self, text: str, *, where: str = "the text") -> Item:
-        """Tokenise one caption, cut to ``max_length``.
+        """Tokenise one caption, cut to ``max_length`` without its last words; the mark of its end stays.
 
         Raises:
             UserError: the caption is empty; ``where`` says which.
         """
         if not text.strip():
             raise UserError(f"{where} is empty; remove it or write one")
-        ids = self.tokenizer.encode(text)[: self.config.max_length]
+        ids = self.tokenizer.encode_within(text, self.config.max_length)
         return {"ids": torch.tensor(ids, dtype=torch.int64), "length": torch.tensor(len(ids))}
 
     def collate(self, items: Sequence[Item]) -> Item:

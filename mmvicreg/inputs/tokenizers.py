@@ -12,7 +12,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import torch
 from mmvicreg.errors import UserError
 
 PAD, UNKNOWN, BEGIN, END = 0, 1, 2, 3
+LEARNED_FROM = 1_000_000
+"""Captions that sentencepiece learns its pieces from at most."""
 
 
 class Tokenizer(ABC):
@@ -33,6 +35,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of the caption, begin and end marks included, padding not."""
+
+    def encode_within(self, text: str, longest: int) -> list[int]:
+        """Ids of the caption, at most ``longest``: one that is longer loses words, and keeps the mark of its end."""
+        ids = self.encode(text)
+        return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -86,12 +93,19 @@ class SentencePieceTokenizer(Tokenizer):
         self.size = int(self._processor.get_piece_size())
 
     @classmethod
-    def train(cls, captions: Iterable[str], *, vocabulary: int) -> SentencePieceTokenizer:
-        """Train on the captions; fewer pieces than ``vocabulary`` where the text has no more."""
+    def train(cls, captions: Sequence[str], *, vocabulary: int) -> SentencePieceTokenizer:
+        """Train on the captions; fewer pieces than ``vocabulary`` where the text has no more.
+
+        Of more than a million captions (``LEARNED_FROM``) a million at even distances are taken: sentencepiece holds
+        all that it is given in memory, several times over. Its own limit would draw them anew every time.
+
+        Raises:
+            UserError: there are too few pieces for the characters that there are.
+        """
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(captions),
+                sentence_iterator=iter(evenly(captions, LEARNED_FROM)),
                 model_writer=model,
                 vocab_size=vocabulary,
                 model_type="unigram",
@@ -142,6 +156,9 @@ class TransformersTokenizer(Tokenizer):
                     raise UserError(f"the stored tokenizer names a file outside its folder: '{name}'")
                 (Path(folder) / name).write_bytes(content)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self._tokenizer.truncation_side = (
+            "right"  # a caption loses its last words, whatever the model's files say
+        )
         self.size = max(len(self._tokenizer), int(self.model_config.get("vocab_size", 0)))
 
     @classmethod
@@ -175,6 +192,13 @@ class TransformersTokenizer(Tokenizer):
         """See :class:`Tokenizer`. Ids are the model's own plus one, so that 0 stays padding."""
         return [int(i) + 1 for i in self._tokenizer.encode(text)]
 
+    def encode_within(self, text: str, longest: int) -> list[int]:
+        """See :class:`Tokenizer`. Which marks there are, one, two or none, the model's own tokenizer knows."""
+        ids = self.encode(text)
+        if len(ids) <= longest:
+            return ids
+        return [int(i) + 1 for i in self._tokenizer.encode(text, truncation=True, max_length=longest)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """See :class:`Tokenizer`."""
         return str(self._tokenizer.decode([int(i) - 1 for i in ids if i != PAD], skip_special_tokens=True))
@@ -196,6 +220,13 @@ def restore(state: Mapping[str, Any]) -> Tokenizer:
         return SentencePieceTokenizer(_from_bytes_tensor(state["model"]))
     files = {name: _from_bytes_tensor(content) for name, content in state["files"].items()}
     return TransformersTokenizer(files, json.loads(state["model_config"]))
+
+
+def evenly(captions: Sequence[str], most: int) -> Sequence[str]:
+    """At most so many of the captions, at even distances, so that every run takes the same; all if they are fewer."""
+    if len(captions) <= most:
+        return captions
+    return [captions[place * len(captions) // most] for place in range(most)]
 
 
 def split_words(text: str) -> list[str]:

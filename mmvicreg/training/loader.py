@@ -72,7 +72,10 @@ class ViewDataset(Dataset["Row | Failure"]):
         self.rows: list[tuple[int, int]] | None = None
         """Sample and caption; None: a row is a sample."""
         if recipe.dataset.captions == "all" and "text" in self.inputs:
-            self.rows = [(i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions))]
+            # one without captions has a row that cannot be read, so that it is told of
+            self.rows = [
+                (i, c) for i, sample in enumerate(self.samples) for c in range(len(sample.captions) or 1)
+            ]
 
     def __len__(self) -> int:
         return len(self.samples) if self.rows is None else len(self.rows)

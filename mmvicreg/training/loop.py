@@ -385,7 +385,7 @@ class Trainer:
     def _survey(self, name: str, source: Input) -> None:
         for part in self.data.reading(name):
             dataset, samples = self.data.parts[part].dataset, self.data.samples[part]
-            check_fields(source, samples, name=name, dataset=dataset)
+            check_fields(source, samples, name=name, dataset=dataset, part=part)
             for note in source.survey(samples, skip=dataset.on_bad_sample == "skip"):
                 say(note)
 

@@ -75,7 +75,7 @@ class SourceData:
                 world_size=self.world.size,
                 workers=workers,
                 pin_memory=self.world.device.type == "cuda",
-                to_skip=_option(name, "on_bad_sample=skip") if name != FIRST else "--on-bad-sample skip",
+                to_skip=_to_skip(name),
             )
             self.loaders[name] = _named(name, make)
 
@@ -171,15 +171,28 @@ def _captions(samples: Sequence[Sample]) -> dict[str, str]:
     return {"captions": digest.hexdigest()}
 
 
-def check_fields(source: Input, samples: Sequence[Sample], *, name: str, dataset: DatasetConfig) -> None:
-    """Raise :class:`UserError` where samples have nothing for an input to read: one of them, or all, with ``skip``."""
+def check_fields(
+    source: Input, samples: Sequence[Sample], *, name: str, dataset: DatasetConfig, part: str = FIRST
+) -> None:
+    """Raise :class:`UserError` where samples have nothing for an input to read: one of them, or all, with ``skip``.
+
+    Args:
+        source: the input.
+        samples: what it will read.
+        name: what it is called in the recipe.
+        dataset: whose samples they are.
+        part: which of the run's sources that is.
+    """
     lacking = [sample for sample in samples if source.field and not getattr(sample, source.field)]
     if not lacking or (dataset.on_bad_sample == "skip" and len(lacking) < len(samples)):
         return
     what = {"image": "picture", "audio": "recording", "captions": "caption"}.get(source.field, source.field)
+    fault = f" ({lacking[0].fault})" if lacking[0].fault else ""
+    leave = f"go on without them ({_to_skip(part)}), or " if len(lacking) < len(samples) else ""
     raise UserError(
         f"{len(lacking):,} of {len(samples):,} training samples of {dataset.name} have no {what}, which the input "
-        f"'{name}' reads, such as '{lacking[0].id}'; choose another --dataset (mmvicreg data list), or another --pair"
+        f"'{name}' reads, such as '{lacking[0].id}'{fault}; {leave}choose another --dataset (mmvicreg data list), or "
+        "another --pair"
     )
 
 
@@ -230,6 +243,11 @@ def _rounds(name: str, loader: TrainingLoader, step: int) -> Iterator[Batch]:
 def _place(source: str) -> str:
     """How the place of a source is given."""
     return _option(source, "root=DIR")
+
+
+def _to_skip(source: str) -> str:
+    """How a source's samples that cannot be read are left out."""
+    return _option(source, "on_bad_sample=skip") if source != FIRST else "--on-bad-sample skip"
 
 
 def _option(source: str, setting: str) -> str:

@@ -304,6 +304,76 @@ def test_transformers_models_are_the_tokenizers_or_refused(
     TransformersText(TransformersText.Config(model="y"), spec, pretrained=False)
 
 
+def _clip(folder: Path, *, half: bool = False) -> Path:
+    """A CLIP of two layers a side (or its text half alone), with the tokenizer of the tiny BERT."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 12, "max_position_embeddings": 20, "bos_token_id": 2, "eos_token_id": 3}
+    config = CLIPConfig(
+        text_config=text, vision_config={**sizes, "image_size": 32, "patch_size": 16, "hidden_size": 24}
+    )
+    tiny_bert(folder)
+    (folder / "model.safetensors").unlink()
+    model = CLIPModel(config)
+    if half:
+        alone, weights = CLIPTextModel(config.text_config), model.state_dict()
+        names = {name: f"text_model.{name.removeprefix('text_model.')}" for name in alone.state_dict()}
+        alone.load_state_dict({name: weights[whole] for name, whole in names.items()})
+        model = alone
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_of_clip_the_text_half_is_taken(tmp_path: Path, half: bool) -> None:
+    from transformers import CLIPModel
+
+    torch.manual_seed(1)
+    whole = _clip(tmp_path / "whole")
+    torch.manual_seed(1)
+    encoder = _read(_clip(tmp_path / "half", half=True) if half else whole).eval()
+    assert encoder.out_features == 16
+    ids = [[2, 6, 8, 3], [2, 5, 3]]
+    batch = TextBatch(torch.tensor([[i + 1 for i in ids[0]], [3, 6, 4, 0]]), torch.tensor([4, 3]))
+    theirs = CLIPModel.from_pretrained(whole).eval()
+    for caption, ours in zip(ids, encoder(batch), strict=True):
+        states = theirs.text_model(input_ids=torch.tensor([caption])).last_hidden_state[0]
+        torch.testing.assert_close(ours, states.mean(0))
+    encoder(batch).sum().backward()
+    assert all(value.grad is not None for value in encoder.parameters())  # one without would stop DDP
+    again = TransformersText(
+        TransformersText.Config(),
+        InputSpec(vocabulary=13, model_config=json.loads((whole / "config.json").read_text())),
+        pretrained=False,
+    )
+    if not half:
+        again.load_state_dict(encoder.state_dict())  # rebuilt where the folder is gone
+        assert torch.equal(again.eval()(batch), encoder(batch))
+    with pytest.raises(
+        UserError, match="max_length is 21 tokens, and the transformers model has 20 positions"
+    ):
+        _read(whole, longest=21)
+    with pytest.raises(UserError, match=r"pooling is first, and .* all captions would be alike; set pooling"):
+        _read(whole, pooling="first")
+
+
+def test_a_model_of_more_than_text_is_refused(tmp_path: Path) -> None:
+    from transformers import SiglipConfig, SiglipModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tiny_bert(tmp_path / "siglip")
+    (folder / "model.safetensors").unlink()
+    config = SiglipConfig(
+        text_config={**sizes, "vocab_size": 12}, vision_config={**sizes, "image_size": 32, "patch_size": 16}
+    )
+    SiglipModel(config).save_pretrained(folder)
+    with pytest.raises(
+        UserError, match=rf"'{folder}' is a SiglipModel, which is of more than text .* text alone"
+    ):
+        _read(folder)
+
+
 def test_damaged_transformers_files_are_named(tmp_path: Path) -> None:
     folder = tiny_bert(tmp_path / "bert")
     weights = folder / "model.safetensors"

@@ -150,6 +150,20 @@ def test_no_pictures_at_all(tmp_path: Path) -> None:
         Coco(tmp_path)
 
 
+def test_annotations_that_cannot_be_listed_are_named(
+    tmp_path: Path, unlisted: Callable[[Path], None]
+) -> None:
+    """As if they were not there, the message said to download them; Karpathy's split does not need them."""
+    layouts.coco(tmp_path / "own")
+    layouts.karpathy(tmp_path / "karpathy", "coco")
+    (tmp_path / "karpathy" / "annotations").mkdir()
+    unlisted(tmp_path / "own" / "annotations")
+    unlisted(tmp_path / "karpathy" / "annotations")
+    with pytest.raises(UserError, match=r"cannot list .*own/annotations: Permission denied"):
+        Coco(tmp_path / "own")
+    assert Coco(tmp_path / "karpathy").layout == "karpathy"
+
+
 def test_unknown_split_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no split 'vall'; did you mean 'val'"):
         Coco(layouts.coco(tmp_path)).samples("vall")

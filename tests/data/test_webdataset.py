@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from mmvicreg.data.verify import verify
 from mmvicreg.data.webdataset import WebDataset, expand_braces, split_of
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
-from mmvicreg.inputs.image import decode_image
+from mmvicreg.inputs.image import ImageInput, decode_image
+from mmvicreg.inputs.text import TextInput
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import open_run
 from mmvicreg.samples import Member
@@ -96,6 +98,36 @@ def test_a_sample_is_the_members_of_one_key(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["train-0.tar"]
 
 
+def test_the_lines_of_a_text_are_captions(tmp_path: Path) -> None:
+    """CLIP_benchmark's shards have the five captions of a picture in one file; as one caption, every rank is wrong."""
+    path = shard(
+        tmp_path / "test-0.tar",
+        {
+            "1.png": picture(1),
+            "1.txt": b"one dog\ntwo dogs \r\n\n  three\nfour\nfive\n",
+            "2.png": picture(2),
+            "2.txt": "\ufeffa line\u2028with a mark inside".encode(),
+            "3.png": picture(3),
+            "3.txt": b"not\nthese",
+            "3.json": json.dumps({"caption": "one, in\ntwo lines"}).encode(),
+        },
+    )
+    assert [sample.captions for sample in WebDataset(path).samples("test")] == [
+        ("one dog", "two dogs", "three", "four", "five"),
+        ("a line\u2028with a mark inside",),
+        ("one, in\ntwo lines",),
+    ]
+
+
+def test_a_list_of_another_form_is_made_anew(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier version took for captions is not kept for ever in the cache folder."""
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "_FORMAT", webdataset._FORMAT - 1)
+        patch.setattr(webdataset, "_captions", lambda *_: ["of before"])
+        assert WebDataset(shards).samples("val")[0].captions == ("of before",)
+    assert WebDataset(shards).samples("val")[0].captions == ("picture no. 40 of many",)
+
+
 def test_the_ending_of_a_shard_may_be_in_capitals(shards: Path) -> None:
     """Passed over, its samples would be missing without a word."""
     (shards / "train-0001.tar").rename(shards / "train-0001.TAR")
@@ -120,6 +152,54 @@ def test_pictures_are_read_in_place(shards: Path) -> None:
     assert [(row.split, row.readable) for row in report.splits] == [("train", 40), ("val", 7)]
 
 
+def test_shards_lie_at_any_depth(shards: Path) -> None:
+    """Those more than one folder down were left out beside shallower ones, without a word."""
+    shard(shards / "a" / "train" / "b" / "deep.tar", numbered(100, 3))
+    assert len(WebDataset(shards).samples("train")) == 43
+    (shards / "train-0009.tar").symlink_to(shards / "gone.tar")
+    with pytest.raises(UserError, match=r"cannot read the shard .*train-0009\.tar: No such file"):
+        WebDataset(shards).samples("train")
+
+
+@pytest.mark.parametrize("root", ["", "*/*/0.tar", "*/val/*.tar", "{a,b}/*/0.tar"])
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, unlisted: Callable[[Path], None], root: str
+) -> None:
+    """glob passes over it, so that its shards would be missing without a word."""
+    for name in ("a/train/0.tar", "a/val/0.tar", "b/train/0.tar", "b/val/0.tar"):
+        shard(tmp_path / name, numbered(0, 1))
+    assert WebDataset(tmp_path / root).splits()
+    locked = tmp_path / "b" / "val" if root in ("", "*/val/*.tar") else tmp_path / "b"
+    unlisted(locked)
+    with pytest.raises(UserError, match=rf"cannot list {re.escape(str(locked))}/?: Permission denied"):
+        WebDataset(tmp_path / root)
+
+
+def test_a_shard_in_a_folder_of_another_user_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(UserError, match=r"cannot read the shard .*0\.tar: Permission denied"):
+        webdataset.find_shards(tmp_path / "0.tar")
+
+
+def test_patterns_pass_over_hidden_names(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shards / "._train-0000.tar").write_bytes(b"Mac OS X")
+    shard(shards / ".old" / "train-0.tar", numbered(0, 1))
+    assert len(WebDataset(shards / "*.tar").samples("train")) == 40
+    assert [path.parent.name for path in webdataset.find_shards(shards / ".o*" / "*.tar")] == [".old"]
+    monkeypatch.chdir(shards)
+    assert [str(path) for path in webdataset.find_shards(Path("train-000[12].tar"))] == [
+        "train-0001.tar",
+        "train-0002.tar",
+    ]
+    monkeypatch.chdir(shards.parent)
+    assert len(webdataset.find_shards(Path("*") / "train-*.tar")) == 3
+
+
 def test_patterns_mean_what_a_shell_makes_of_them(shards: Path) -> None:
     assert expand_braces("a{8..11}b{x,y}") == [f"a{n}b{c}" for n in (8, 9, 10, 11) for c in "xy"]
     assert expand_braces("{008..010}") == ["008", "009", "010"]
@@ -139,9 +219,40 @@ def test_names_and_folders_say_the_split(tmp_path: Path) -> None:
     root = tmp_path / "val-shards"  # the root's own name says nothing
     for name, split in (
         ("train-0.tar", "train"), ("val_0.tar", "val"), ("validation/0.tar", "val"), ("test.0.tar", "test"),
-        ("cc3m-0.tar", "train"), ("trainer/0.tar", "train"), ("test/train-1.tar", "train"), ("0001.tar", "train"),
+        ("cc3m-validation-0007.tar", "val"), ("coco_val_00001.tar", "val"), ("laion-test-000.tar", "test"),
+        ("coco-val2017-3.tar", "val"), ("2017val-0.tar", "val"), ("CC3M.Dev.0.TAR", "val"),
+        ("a/b-test/c/0.tar", "test"), ("test/train-1.tar", "train"), ("val/test/0.tar", "test"),
+        ("cc3m-0.tar", None), ("trainer/0.tar", None), ("0001.tar", None), ("latest-0.tar", None),
+        ("evaluation-0.tar", None), ("contest/minival-0.tar", None), ("éval-0.tar", None),
     ):  # fmt: skip
         assert split_of(root / name, root=root) == split, name
+    assert split_of(root / "0.tar", root=root / "*.tar") == "val"  # of a pattern, the folder's name says it
+    assert split_of(root / "0.tar", root=root / "0.tar") == "val"
+
+
+@pytest.mark.parametrize("name", ["train-val-0.tar", "test_of_training/0.tar", "trains/dev2test.tar"])
+def test_a_name_of_two_splits_is_refused(tmp_path: Path, name: str) -> None:
+    shard(tmp_path / "train-0.tar", numbered(0, 1))
+    shard(tmp_path / name, numbered(1, 1))
+    with pytest.raises(
+        UserError, match=rf"{re.escape(name.split('/0')[0])}: its name says several splits \("
+    ):
+        WebDataset(tmp_path)
+
+
+def test_validation_shards_are_not_trained_on(tmp_path: Path) -> None:
+    """Told by the beginning of their names alone, they were; how many shards each split has is said."""
+    shard(tmp_path / "cc3m-train-0.tar", numbered(0, 3))
+    shard(tmp_path / "cc3m-validation-0.tar", numbered(3, 2))
+    shard(tmp_path / "more-0.tar", {**numbered(5, 1), "6.png": picture(6), "6.txt": b"one\ntwo"})
+    data = WebDataset(tmp_path)
+    assert [sample.id.partition("/")[0] for sample in data.samples("val")] == ["cc3m-validation-0"] * 2
+    assert len(data.samples("train")) == 5
+    assert data.notes == (
+        "shards by the words of their names: train 2, val 1; 1 whose names say no split count as train",
+        "val: shards 1, samples 2, captions 2",
+        "train: shards 2, samples 5, captions 6",
+    )
 
 
 def test_a_shard_is_listed_once_and_again_when_it_changes(
@@ -223,15 +334,103 @@ def test_trained_and_judged_from_shards_with_a_damaged_picture(shards: Path, tmp
         ({"1.png": picture(1), "1.json": b"[" * 100_000}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.txt": b"\xff\xfe\xfa"}, "the text of the sample '1' cannot be read"),
         ({"1.png": picture(1), "1.json": b'{"caption": 7}'}, "is not text: 7"),
-        ({"1.png": picture(1), "1.txt": b"x", "2.png": picture(2)}, r"1 of 2 samples .* no caption, first .*2\.png"),
-        ({"README": b""}, "holds no samples"),
+        ({"0.png": picture(0), "0.txt": b"x", "1.png": picture(1)}, r"train-0.tar:1.png has no caption; add key.txt"),
     ],
 )  # fmt: skip
-def test_what_is_no_sample_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_what_is_wrong_with_a_sample_is_told_where_it_is_read(
+    tmp_path: Path, members: dict[str, bytes], message: str
+) -> None:
+    """One among millions does not stop the others from being listed; verify names it."""
     path = shard(tmp_path / "train-0.tar", members)
-    with pytest.raises(UserError, match=message) as caught:
+    sample = WebDataset(path).samples("train")[-1]
+    assert re.search(message, sample.fault)
+    assert "train-0.tar" in sample.fault
+    assert WebDataset(path).samples("train")[-1] == sample  # from the list that is kept
+    (problem,) = verify("webdataset", path, progress=False).problems
+    assert re.search(message, problem)
+    source = ImageInput(ImageInput.Config()) if sample.image is None else TextInput(TextInput.Config())
+    with pytest.raises(UserError, match=message):
+        source.load(sample, None)
+
+
+def test_pictures_without_any_captions_have_no_fault(tmp_path: Path) -> None:
+    path = shard(tmp_path / "train-0.tar", {"1.png": picture(1), "2.png": picture(2)})
+    assert [(s.captions, s.fault) for s in WebDataset(path).samples("train")] == [((), "")] * 2
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [({"README": b""}, "holds no samples"), ({"1.png": picture(1), "1.PNG": picture(1)}, "is there twice")],
+)
+def test_what_is_no_shard_is_named(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    path = shard(tmp_path / "train-0.tar", members)
+    with pytest.raises(UserError, match=rf"train-0\.tar.*{message}"):
         WebDataset(path).samples("train")
-    assert "train-0.tar" in str(caught.value) or str(tmp_path) in str(caught.value)
+
+
+def test_what_the_disk_cannot_read_is_no_fault_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may read it next time; the list of a shard is kept."""
+    path = shard(tmp_path / "train-0.tar", numbered(0, 2))
+
+    def broken(_: Member) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(webdataset, "_text", broken)
+        with pytest.raises(UserError, match=r"cannot read the shard .*train-0\.tar: Input/output error"):
+            WebDataset(path).samples("train")
+    assert all(sample.captions for sample in WebDataset(path).samples("train"))
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "message"),
+    [
+        ("000009.txt", b" ", "train-0001.tar: caption 1 of 1 of the picture '000009' is empty"),
+        ("000009.png", None, "train-0001.tar: the sample '000009' has no picture"),
+        ("000009.txt", None, "train-0001.tar:000009.png has no caption"),
+    ],
+)
+def test_a_sample_at_fault_stops_a_run_unless_it_is_skipped(
+    shards: Path, tmp_path: Path, member: str, content: bytes | None, message: str
+) -> None:
+    for path, first in ((shards / "train-0001.tar", 9), (shards / "val-0000.tar", 40)):
+        members = numbered(first, 9)
+        name = f"{int(member[:6]) - 9 + first:06d}{member[6:]}"
+        members |= {name: content} if content is not None else {}
+        shard(path, {key: value for key, value in members.items() if content is not None or key != name})
+    settings = [word for setting in (*IMAGE_TEXT, "training.epochs=2") for word in ("--set", setting)]
+    out = tmp_path / "run"
+    flags = ["--pair", "image-text", "--dataset", "webdataset", "--data-root", str(shards), "--workers", "0"]
+    words = ["train", *flags, *settings, "--set", "training.batch_size=8", "--out", str(out)]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert "go on without them (--on-bad-sample skip)" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--on-bad-sample", "skip"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    (listed,) = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
+    assert listed["id"] == "train-0001/000009"
+    assert message in listed["reason"]
+    result = CliRunner().invoke(app, ["eval", "retrieval", str(out)])
+    assert isinstance(result.exception, UserError)
+    assert message.replace("train-0001", "val-0000").replace("000009", "000040") in str(result.exception)
+    result = CliRunner().invoke(app, ["eval", "retrieval", str(out), "--on-bad-sample", "skip"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    (report,) = (out / "eval").glob("retrieval-*.json")
+    assert json.loads(report.read_text())["samples"] == 8
+
+
+def test_a_sample_without_captions_is_told_of_where_each_caption_is_a_row(shards: Path) -> None:
+    shard(shards / "train-0000.tar", {**numbered(0, 9), "000003.txt": b"one\ntwo", "000004.txt": b""})
+    batches = loader(recipe(shards, "dataset.captions=all", "dataset.on_bad_sample=skip"))
+    assert len(batches) == 41 // 8
+    for _ in (
+        epoch for epoch in range(3) for _ in batches.epoch(epoch)
+    ):  # an epoch drops the last of 41 rows
+        pass
+    assert list(batches.skipped) == ["train-0000/000004"]
 
 
 @pytest.mark.parametrize("damage", ["cut in a member", "cut at its end", "compressed", "no tar", "empty"])

@@ -92,7 +92,7 @@ def _picture_recipe(root: Path) -> Recipe:
         dataset__name="manifest",
         dataset__root=str(root),
         inputs__image={"size": 32},
-        inputs__text={"tokenizer": "words", "min_count": 1, "vocabulary": 100},
+        inputs__text={"tokenizer": "words", "min_count": 1},
         branches__image__expander={"widths": [16, 16]},
         branches__text__expander={"widths": [16, 16]},
     )

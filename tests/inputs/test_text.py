@@ -14,6 +14,8 @@ from tiny import tiny_bert
 from mmvicreg.data.shapes import Shapes
 from mmvicreg.datasets import training_samples
 from mmvicreg.errors import UserError
+from mmvicreg.inputs import text as text_input
+from mmvicreg.inputs import tokenizers
 from mmvicreg.inputs.text import TextInput
 from mmvicreg.inputs.tokenizers import (
     BEGIN,
@@ -24,6 +26,7 @@ from mmvicreg.inputs.tokenizers import (
     Tokenizer,
     TransformersTokenizer,
     WordTokenizer,
+    evenly,
     restore,
     split_words,
 )
@@ -36,6 +39,14 @@ CAPTIONS = (
     "Кот сидит на окне",
     "a smiling face 😀 and a cat 🐈",
 )
+
+
+OWN: dict[str, dict[str, object]] = {
+    "sentencepiece": {"vocabulary": 120},
+    "words": {"min_count": 1},
+    "transformers": {},
+}
+"""What each tokenizer is told here."""
 
 
 def fitted(captions: tuple[str, ...], **options: object) -> TextInput:
@@ -83,10 +94,21 @@ def test_sentencepiece_is_the_same_every_time_and_lower_cases() -> None:
     assert one.encode("a red circle")[-1] == END
 
 
+def test_sentencepiece_learns_from_so_many_captions_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds all of them in memory; those that it takes are the same every time."""
+    few = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")]
+    many = [caption for one in few for caption in (one, "猫が走る、速く走る")]
+    expected = SentencePieceTokenizer.train(few, vocabulary=40).state()["model"]
+    monkeypatch.setattr(tokenizers, "LEARNED_FROM", 6)
+    assert torch.equal(SentencePieceTokenizer.train(few, vocabulary=40).state()["model"], expected)
+    assert torch.equal(SentencePieceTokenizer.train(many, vocabulary=40).state()["model"], expected)
+    assert evenly(range(10), 4) == [0, 2, 5, 7]  # type: ignore[arg-type, comparison-overlap]
+
+
 @pytest.mark.parametrize("caption", CAPTIONS)
 @pytest.mark.parametrize("kind", ["sentencepiece", "words"])
 def test_every_script_survives_the_way_there_and_back(kind: str, caption: str) -> None:
-    source = fitted(CAPTIONS * 3, tokenizer=kind, vocabulary=120, min_count=1)
+    source = fitted(CAPTIONS * 3, tokenizer=kind, **OWN[kind])
     ids = source.encode(caption)["ids"].tolist()
     assert UNKNOWN not in ids
     assert len(ids) >= 3
@@ -123,7 +145,7 @@ def test_only_training_captions_are_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "words", "transformers"])
 def test_state_comes_back_through_a_checkpoint(tmp_path: Path, kind: str) -> None:
-    options: dict[str, object] = {"tokenizer": kind, "vocabulary": 80, "min_count": 1}
+    options: dict[str, object] = {"tokenizer": kind, **OWN[kind]}
     if kind == "transformers":
         options["model"] = str(tiny_bert(tmp_path / "bert"))
     source = fitted(CAPTIONS * 3, **options)
@@ -165,7 +187,8 @@ def test_a_stored_tokenizer_cannot_write_outside_its_folder(tmp_path: Path) -> N
 def test_captions_are_cut_and_batches_padded() -> None:
     source = fitted(("one two three four five six",), tokenizer="words", min_count=1, max_length=5)
     long, short = source.encode("one two three four five six"), source.encode("two")
-    assert long["ids"].tolist() == [*source.tokenizer.encode("one two three four five six")][:5]
+    whole = source.tokenizer.encode("one two three four five six")
+    assert long["ids"].tolist() == [*whole[:4], END]
     assert (int(long["length"]), int(short["length"])) == (5, 3)
     batch = source.collate([short, long, source.encode("one two")])
     assert batch["ids"].shape == (3, 5)
@@ -174,6 +197,65 @@ def test_captions_are_cut_and_batches_padded() -> None:
     for row, length in zip(batch["ids"], batch["length"], strict=True):
         assert (row[:length] != PAD).all()
         assert (row[length:] == PAD).all()
+
+
+def marked(folder: Path, template: str | None) -> Path:
+    """A tokenizer's folder with a model's other habits of marking a caption; None: it has no marks."""
+    from tokenizers import Tokenizer as Rust
+    from tokenizers.processors import TemplateProcessing
+
+    rust = Rust.from_file(str(folder / "tokenizer.json"))
+    rust.post_processor = TemplateProcessing(
+        single=template or "$A", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    rust.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "template", "begin", "end"),
+    [
+        ("words", None, [BEGIN], [END]),
+        ("sentencepiece", None, [BEGIN], [END]),
+        ("transformers", "[CLS] $A [SEP]", [3], [4]),
+        ("transformers", "$A [SEP]", [], [4]),
+        ("transformers", "$A [SEP] [CLS]", [], [4, 3]),
+        ("transformers", None, [], []),
+    ],
+)
+def test_a_cut_caption_keeps_its_marks_and_its_first_words(
+    tmp_path: Path, kind: str, template: str | None, begin: list[int], end: list[int]
+) -> None:
+    """And one that fits, to the last token, is what it was."""
+    options: dict[str, object] = {"tokenizer": kind, **OWN[kind]}
+    if kind == "transformers":
+        options["model"] = str(marked(tiny_bert(tmp_path / "bert"), template))
+    caption = "a red circle above a zebra and a blue zebra"  # unknown words, and one at the end
+    learned = ("a red circle above a blue square .",) * 3
+    whole = fitted(learned, **options).encode(caption)["ids"].tolist()
+    words = whole[len(begin) : len(whole) - len(end)]
+    assert whole == [*begin, *words, *end]
+    for longest in range(3, len(whole) + 2):
+        source = fitted(learned, max_length=longest, **options)
+        kept = longest - len(begin) - len(end)
+        expected = whole if longest >= len(whole) else [*begin, *words[:kept], *end]
+        assert source.encode(caption)["ids"].tolist() == expected
+        assert source.encode(caption)["ids"].tolist() == expected  # cutting one changes none after it
+        again = TextInput(source.config)
+        again.load_state(source.state())
+        assert again.encode(caption)["ids"].tolist() == expected
+
+
+def test_captions_that_are_cut_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    captions = ("one two three", "one two three four", "one", "one two three four five")
+    samples = [Sample("s", captions=captions[:2]), Sample("t", captions=captions[2:])]
+    source = fitted(captions, tokenizer="words", min_count=1, max_length=5)
+    assert source.survey(samples) == ["2 of 4 training captions are cut to 5 tokens (inputs.text.max_length)"]
+    assert fitted(captions, tokenizer="words", min_count=1, max_length=7).survey(samples) == []
+    monkeypatch.setattr(text_input, "LOOKED_AT", 2)
+    assert source.survey([Sample("s", captions=(captions[1], "one", "one", captions[1]))]) == [
+        "1 of 2 training captions that were looked at, out of 4, are cut to 5 tokens (inputs.text.max_length)"
+    ]
 
 
 def test_a_batch_is_only_as_wide_as_its_longest() -> None:
@@ -215,6 +297,26 @@ def test_which_caption() -> None:
 )
 def test_padding_and_marks_are_not_shown(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([BEGIN, *tokenizer.encode("a cat")[1:-1], END, PAD, PAD]) == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("option", "owner"), [({"vocabulary": 20_000}, "sentencepiece"), ({"min_count": 2}, "words")]
+)
+@pytest.mark.parametrize("kind", ["sentencepiece", "words", "transformers"])
+def test_an_option_of_another_tokenizer_is_refused(kind: str, option: dict[str, int], owner: str) -> None:
+    """It would have no effect, and the saved recipe would say otherwise."""
+    model = {"model": "x"} if kind == "transformers" else {}
+    if kind == owner:
+        assert TextInput.Config.model_validate({"tokenizer": kind, **option})
+    else:
+        (name,) = option
+        with pytest.raises(
+            ValueError, match=f"{name} is an option of the tokenizer {owner}.*tokenizer is {kind}"
+        ):
+            TextInput.Config.model_validate({"tokenizer": kind, **model, **option})
+    whole = TextInput.Config.model_validate({"tokenizer": kind, **model}).model_dump()
+    assert {"vocabulary", "min_count"} <= whole.keys()
+    assert TextInput.Config.model_validate(whole)  # as a saved recipe has it
 
 
 def test_a_vocabulary_of_another_kind_is_refused_by_name() -> None:

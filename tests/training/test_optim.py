@@ -21,7 +21,7 @@ from mmvicreg.training.setup import build_model, restore_inputs
 
 
 def model(recipe: Recipe) -> torch.nn.Module:
-    words = {**recipe.inputs, "text": {**recipe.inputs["text"], "tokenizer": "words"}}
+    words = {**recipe.inputs, "text": {"name": "text", "tokenizer": "words"}}
     recipe = recipe.model_copy(update={"inputs": words})
     states = {"image": {}, "text": {"tokenizer": WordTokenizer(["a", "b"]).state()}}
     return build_model(recipe, restore_inputs(recipe, states))
