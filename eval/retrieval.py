@@ -369,7 +369,7 @@ def _with_captions(
     if len(bare) == len(samples) or not skip:
         raise UserError(
             f"{len(bare):,} of {len(samples):,} samples of {where} have no caption to be found by, first "
-            f"'{bare[0].id}'; "
+            f"'{bare[0].id}'{f' ({bare[0].fault})' if bare[0].fault else ''}; "
             + (
                 "choose another data set (--dataset) or split (--split)"
                 if len(bare) == len(samples)
@@ -377,7 +377,7 @@ def _with_captions(
             )
         )
     return [sample for sample in samples if sample.captions], [
-        Skipped.of(s, "it has no caption") for s in bare
+        Skipped.of(s, s.fault or "it has no caption") for s in bare
     ]
 
 
