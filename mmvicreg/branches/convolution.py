@@ -3,7 +3,7 @@
 The last stages of a residual network on pictures of 32 to 96 pixels, or on a few seconds of spectrogram, convolve maps
 of 1 to 16 places with hundreds of channels. There oneDNN's cost is that of handling the weights: measured on two cores
 with AMX, training steps of 512 channels took 3 to 5 times as long as the product in bfloat16 and 1.7 to 3 times in
-float32 (README.md). And its weight gradient of a strided convolution of an input one place wide is uninitialised memory
+float32. And its weight gradient of a strided convolution of an input one place wide is uninitialised memory
 in bfloat16 (seen with torch 2.14).
 """
 
