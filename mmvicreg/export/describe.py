@@ -138,7 +138,10 @@ def text(source: TextInput, folder: Path, stem: str) -> dict[str, Any]:
     tokenizer = source.tokenizer
     state = tokenizer.state()
     found: dict[str, Any] = {"kind": "text", "max_length": source.config.max_length}
-    tail = "cut to max_length; int64 (n, longest), padded with 0, and the lengths, int64 (n,)"
+    tail = (
+        "of more than max_length ids the first max_length - 1 and end; "
+        "int64 (n, longest), padded with 0, and the lengths, int64 (n,)"
+    )
     marks = {"padding": PAD, "unknown": UNKNOWN, "begin": BEGIN, "end": END}
     if state["kind"] == "words":
         return {

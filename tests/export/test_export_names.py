@@ -162,7 +162,9 @@ def test_pictures_and_captions_from_what_is_told(tiny_shapes: Path, tmp_path: Pa
 
     how, subject = told(run, "text", tmp_path)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / how["file"]))
-    ids = [how["begin"], *pieces.encode(sample.captions[0]), how["end"]][: how["max_length"]]
+    ids = [how["begin"], *pieces.encode(sample.captions[0])]
+    assert len(ids) > how["max_length"]
+    ids = [*ids[: how["max_length"] - 1], how["end"]]
     assert subject.source.encode(sample.captions[0])["ids"].tolist() == ids
 
 
@@ -173,7 +175,8 @@ def test_words_from_what_is_told(tiny_shapes: Path, tmp_path: Path) -> None:
     number = {word: i for i, word in enumerate(how["words"])}
     caption = "The zyzzyva's RED circle, again"
     ids = [number.get(word, how["unknown"]) for word in re.findall(how["pattern"], caption.lower())]
-    ids = [how["begin"], *ids, how["end"]][: how["max_length"]]
+    assert len(ids) + 2 <= how["max_length"]
+    ids = [how["begin"], *ids, how["end"]]
     assert subject.source.encode(caption)["ids"].tolist() == ids
     assert len(set(ids)) > 3
 

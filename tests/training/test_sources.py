@@ -171,7 +171,7 @@ def test_without_the_key_a_recipe_is_its_own_only_part(tiny_shapes: Path, tmp_pa
     assert parts[FIRST] is recipe
     trainer = start(tmp_path / "run", recipe)
     assert not any(key.startswith("objectives") for key in trainer.model.state_dict())
-    assert trainer.data.fingerprint().keys() == {"samples", "names"}
+    assert trainer.data.fingerprint().keys() == {"samples", "names", "captions"}
     assert first_batch(trainer).others == {}
 
 
