@@ -1,10 +1,10 @@
 """Convolutions of small maps on a CPU, as one product of matrices.
 
 The last stages of a residual network on pictures of 32 to 96 pixels, or on a few seconds of spectrogram, convolve maps
-of 1 to 16 places with hundreds of channels. There oneDNN's cost is that of handling the weights: measured on two cores
-with AMX, training steps of 512 channels took 3 to 5 times as long as the product in bfloat16 and 1.7 to 3 times in
-float32. And its weight gradient of a strided convolution of an input one place wide is uninitialised memory
-in bfloat16 (seen with torch 2.14).
+of 1 to 16 places with hundreds of channels. oneDNN is slow there, its weight gradient most of all: on two cores with
+AMX a training step of 512 channels on 4 x 4 places takes 1.9 times as long as the product in bfloat16 and as long in
+float32, on 2 x 2 places 3 to 4 times and twice, in batches of 32 to 256. And its weight gradient of a strided
+convolution of an input one place wide is uninitialised memory in bfloat16 (seen with torch 2.14).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ROWS = 3
-"""Up to so many places in a batch (samples x height x width of the output) per input channel the product is faster;
-above, copying every place's neighbours costs more than it saves."""
+CHANNELS = {torch.bfloat16: 5, torch.float32: 24}
+"""Input channels for each place of the output from which on the product is faster, in batches of 4 to 256; with fewer,
+copying every place's neighbours costs more than it saves."""
 
 
 class SmallMapConv2d(nn.Conv2d):
@@ -47,7 +47,9 @@ class SmallMapConv2d(nn.Conv2d):
         left, right, top, bottom = self._reversed_padding_repeated_twice
         height = (input.shape[2] + top + bottom - high) // down + 1
         width = (input.shape[3] + left + right - wide) // across + 1
-        if min(input.shape[2:]) > 1 and len(input) * height * width > ROWS * self.in_channels:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+        enough = height * width * CHANNELS.get(dtype, CHANNELS[torch.float32])
+        if min(input.shape[2:]) > 1 and self.in_channels < enough:
             return super().forward(input)
         x = functional.pad(input.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
         neighbours = [
