@@ -1,9 +1,6 @@
 """Retrieval between the two branches of an edge: recall at K and ranks, both directions.
 
-Protocols. ``5k`` is the one papers report on COCO: Karpathy's 5 000 test images against the first five
-captions of each, 25 000. ``1k-5fold`` is the mean over five consecutive folds of 1 000 of the same images.
-``all`` takes the whole split, of any size, as one gallery. Of each image at most the first five captions
-count, everywhere.
+The protocols are those of :mod:`mmvicreg.eval.retrieval_samples`.
 """
 
 from __future__ import annotations
@@ -37,22 +34,26 @@ from mmvicreg.eval.retrieval_report import (
     published_rows,
     show,
 )
+from mmvicreg.eval.retrieval_samples import (
+    CAPTIONS,
+    FOLD,
+    Protocol,
+    check_protocol,
+    check_size,
+    with_captions,
+)
 from mmvicreg.eval.tasks import saw_split
 from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import Similarity, chance_recall, mean_rank, median_rank
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run, check_writable, evaluation_data
-from mmvicreg.samples import DataSet, Sample
-from mmvicreg.skipped import OnBadSample, Skipped, write_skipped
+from mmvicreg.samples import Sample
+from mmvicreg.skipped import OnBadSample, write_skipped
 from mmvicreg.tables import console
 from mmvicreg.training.distributed import World
 from mmvicreg.training.processes import on_processes
 
-Protocol: TypeAlias = Literal["5k", "1k-5fold", "all"]
 Space: TypeAlias = Literal["embedding", "representation"]
-CAPTIONS = 5
-"""Captions per picture; COCO has six or seven of some."""
-_FULL, _FOLD = 5000, 1000
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,9 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     doubt = in_doubt(run, data, samples, seen=seen)
     where = f"the split '{split}' of {data.name} at {data.root}"
     samples, bare = (
-        _with_captions(samples, where, skip=settings.on_bad_sample == "skip") if texts else (samples, [])
+        with_captions(samples, where, skip=settings.on_bad_sample == "skip") if texts else (samples, [])
     )
-    _check_size(settings.protocol, data, split, samples, captions=bool(texts))
+    check_size(settings.protocol, data, split, samples, captions=bool(texts))
     judged = settings.resolved(run.recipe.evaluation)
     model = run.model(device=world.device.type)
     encoded: dict[str, Encoded] = {
@@ -225,7 +226,7 @@ def _judge_run(world: World, run: Run, settings: Settings) -> Report:
     encoded, samples, failed = without_failed(encoded, samples)
     skipped = [*bare, *failed]
     if skipped:  # a protocol of so many pictures may be none without these
-        _check_size(settings.protocol, data, split, samples, captions=bool(texts))
+        check_size(settings.protocol, data, split, samples, captions=bool(texts))
     directions: Report = {}
     for edge in edges:
         directions |= _judge(world, run, edge, encoded, len(samples), settings)
@@ -285,13 +286,6 @@ def _export(
         console().print(f"Ranking written: {settings.export}", soft_wrap=True)
 
 
-def check_protocol(protocol: str) -> None:
-    """Raise :class:`UserError` naming the nearest protocol unless ``protocol`` is one."""
-    known = get_args(Protocol)
-    if protocol not in known:
-        raise UserError(f"unknown protocol '{protocol}'{nearest(protocol, known)} Known: {', '.join(known)}.")
-
-
 def _captioned(run: Run) -> str | None:
     """The data set of the first source that joins two different branches; None: the run's first data set."""
     source = _edges(run, None)[0].source
@@ -336,51 +330,6 @@ def _check_reading(space: Space | None, similarity: Similarity | None) -> None:
             raise UserError(f"unknown {kind} '{asked}'{nearest(asked, known)} Known: {', '.join(known)}.")
 
 
-def _check_size(
-    protocol: Protocol, data: DataSet, split: str, samples: Sequence[Sample], *, captions: bool
-) -> None:
-    if protocol == "all":
-        return
-    where = f"the split '{split}' of {data.name} at {data.root}"
-    if len(samples) != _FULL:
-        raise UserError(
-            f"--protocol {protocol} is defined on {_FULL:,} images, and {where} has {len(samples):,}; "
-            "use --protocol all"
-        )
-    few = [sample for sample in samples if len(sample.captions) < CAPTIONS] if captions else []
-    if few:
-        raise UserError(
-            f"--protocol {protocol} takes the first {CAPTIONS} captions of each image, and {len(few):,} images "
-            f"of {where} have fewer, first '{few[0].id}' with {len(few[0].captions)}; use --protocol all"
-        )
-
-
-def _with_captions(
-    samples: Sequence[Sample], where: str, *, skip: bool
-) -> tuple[Sequence[Sample], list[Skipped]]:
-    """The samples that have captions, and a list of the others.
-
-    Raises:
-        UserError: there are others, without ``skip``, or nothing else.
-    """
-    bare = [sample for sample in samples if not sample.captions]
-    if not bare:
-        return samples, []
-    if len(bare) == len(samples) or not skip:
-        raise UserError(
-            f"{len(bare):,} of {len(samples):,} samples of {where} have no caption to be found by, first "
-            f"'{bare[0].id}'{f' ({bare[0].fault})' if bare[0].fault else ''}; "
-            + (
-                "choose another data set (--dataset) or split (--split)"
-                if len(bare) == len(samples)
-                else "give them captions, or leave them out with --on-bad-sample skip"
-            )
-        )
-    return [sample for sample in samples if sample.captions], [
-        Skipped.of(s, s.fault or "it has no caption") for s in bare
-    ]
-
-
 def _is_text(run: Run, branch: str) -> bool:
     return run.recipe.branches[branch].input == "text"
 
@@ -407,7 +356,7 @@ def _judge(
             f"{x.vectors.shape[1]} and {y.vectors.shape[1]} dimensions, which cannot be compared; "
             "they can in the embedding space (--space embedding, or evaluation.space in the run's recipe.yaml)"
         )
-    step = _FOLD if settings.protocol == "1k-5fold" else samples
+    step = FOLD if settings.protocol == "1k-5fold" else samples
     search = choose_search(settings.search, len(y.owner), visible=world.is_main)
     forth, back, right, many, one = [], [], [], [], []
     for start in range(0, samples, step):

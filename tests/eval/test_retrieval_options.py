@@ -227,7 +227,7 @@ def test_the_papers_protocols_need_five_captions(scene: Any, monkeypatch: pytest
     samples = run.data.samples("test")
     short = Sample(id=samples[3].id, captions=samples[3].captions[:4])
     data = StubData({"test": [*samples[:3], short, *samples[4:]]})
-    monkeypatch.setattr(protocol, "_FULL", 12)
+    monkeypatch.setattr("mmvicreg.eval.retrieval_samples.FULL", 12)
     run = StubRun(run.path, run.recipe, data)
     with pytest.raises(
         UserError, match=rf"1 images of .* have fewer, first '{short.id}' with 4; use --protocol all"

@@ -241,7 +241,7 @@ def test_two_processes_leave_out_the_same(
 def test_a_protocol_of_a_number_of_pictures_is_not_one_without_some(
     judged: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retrieval, "_FULL", 30)
+    monkeypatch.setattr("mmvicreg.eval.retrieval_samples.FULL", 30)
     with pytest.raises(UserError, match="defined on 30 images"):
         retrieval.run(judged, protocol="5k", on_bad_sample="skip")
 
