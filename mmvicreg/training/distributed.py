@@ -24,6 +24,9 @@ LONGEST_WAIT = timedelta(hours=12)
 surveying headers, fitting statistics) takes longer than NCCL's 10 or gloo's 30 minutes on large data. Nobody has to
 wait this long for a process that died: torchrun's agent ends the others, and srun does with --kill-on-bad-exit."""
 
+LONGEST_MEETING = timedelta(minutes=30)
+"""How long a process waits for the others to start: all of them do at about the same time."""
+
 CUDNN = {"deterministic": True, "benchmark": False}
 """How training sets cuDNN: a resumed run is to go on in the same bits, and its fastest kernels add in any order."""
 
@@ -50,7 +53,7 @@ def join_world(device: str = "auto") -> World:
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or the other processes.
     """
     _adopt_slurm()
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -70,8 +73,24 @@ def join_world(device: str = "auto") -> World:
         if kind == "cpu":
             torch.set_num_threads(own_cores(size))
         backend = "nccl" if kind == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=LONGEST_WAIT)
+        store = _meet(rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     return World(rank, size, local_rank, place)
+
+
+def _meet(rank: int, size: int) -> dist.Store:
+    """The store of all processes of the run, once all of them are there."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=LONGEST_MEETING))
+    except (ValueError, dist.DistError) as error:  # ValueError: a variable that is not set
+        place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise UserError(
+            f"process {rank} of {size} did not meet the others at {place} ({str(error).splitlines()[0]}); MASTER_ADDR "
+            f"and MASTER_PORT must name the machine of process 0 and a free port of it, and all {size} processes "
+            f"(WORLD_SIZE) must start within {LONGEST_MEETING.total_seconds() / 60:g} minutes"
+        ) from error
+    store.set_timeout(LONGEST_WAIT)
+    return store
 
 
 def resolve_device(device: str) -> str:

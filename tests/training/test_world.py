@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from mmvicreg.errors import UserError
 from mmvicreg.training import distributed
 from mmvicreg.training.distributed import join_world, own_cores
 
@@ -27,10 +30,42 @@ def test_the_others_wait_for_hours_while_one_reads_the_data(monkeypatch: pytest.
     asked: dict[str, Any] = {}
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **options: asked.update(options))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in one_of_two(rank=1, port=store.port).items():
+        monkeypatch.setenv(name, value)
     assert join_world("cpu").rank == 1
     assert asked["timeout"] >= timedelta(hours=6)
+    assert asked["store"].timeout >= timedelta(hours=6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nobody_waits_for_hours_for_processes_that_never_start(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "LONGEST_MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in one_of_two(rank=rank, port=port).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        UserError, match=rf"process {rank} of 2 did not meet .* at 127.0.0.1:{port} .*MASTER_ADDR"
+    ):
+        join_world("cpu")
+
+
+def test_a_process_group_without_a_place_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="MASTER_ADDR expected, but not set"):
+        join_world("cpu")
+
+
+def one_of_two(*, rank: int, port: int) -> dict[str, str]:
+    """What torchrun tells one of two processes."""
+    return {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 @pytest.mark.parametrize(
