@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from mmvicreg.errors import UserError
 
@@ -78,10 +79,10 @@ def join_world(device: str = "auto") -> World:
     return World(rank, size, local_rank, place)
 
 
-def _meet(rank: int, size: int) -> dist.Store:
-    """The store of all processes of the run, once all of them are there."""
+def _meet(rank: int, size: int) -> Any:
+    """The store (``torch.distributed.Store``) of all processes of the run, once all of them are there."""
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=LONGEST_MEETING))
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=LONGEST_MEETING))
     except (ValueError, dist.DistError) as error:  # ValueError: a variable that is not set
         place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
         raise UserError(
