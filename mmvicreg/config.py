@@ -17,6 +17,9 @@ from mmvicreg import registry
 from mmvicreg.graph import check_branches, check_edges, check_sources
 from mmvicreg.strict import Strict, component
 
+LEFT_TO_THE_MACHINE = frozenset({"auto", "bf16-if-native"})
+"""Values of ``training.precision`` that come to another on one machine than on the next; a run's recipe has which."""
+
 
 class DatasetConfig(Strict):
     """Which samples are trained on and which are held out."""

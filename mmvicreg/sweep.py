@@ -30,7 +30,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
-from mmvicreg.config import Recipe
+from mmvicreg.config import LEFT_TO_THE_MACHINE, Recipe
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
@@ -280,7 +280,7 @@ def _train(launch: Launch, recipe: Recipe) -> None:
 def _changed(old: Recipe, new: Recipe) -> list[str]:
     """What differs but where the data lie, and a precision that was left to the machine."""
     free = ["dataset.root:", "dataset.on_bad_sample:"]
-    if new.training.precision == "auto":
+    if new.training.precision in LEFT_TO_THE_MACHINE:
         free.append("training.precision:")
     return [line for line in differences(old, new) if not line.startswith(tuple(free))]
 

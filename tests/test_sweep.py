@@ -121,7 +121,11 @@ def test_a_sweep_trains_judges_tables_and_is_not_repeated(tiny_shapes: Path, tmp
         seeds=[0, 1],
         alternatives={
             "nu-5": {"group": "g", "settings": {"branches.text.covariance": 5}},
-            "simclr": {"group": "g", "method": "simclr"},
+            "simclr": {
+                "group": "g",
+                "method": "simclr",
+                "settings": {"training.precision": "bf16-if-native"},  # of which a run's recipe has another
+            },
         },
     )
     out = tmp_path / "out"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
-from mmvicreg.config import DatasetConfig, Recipe
+from mmvicreg.config import LEFT_TO_THE_MACHINE, DatasetConfig, Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.locking import alone_in
 from mmvicreg.recipes import differences, dump_recipe, say_differences
@@ -29,7 +29,7 @@ from mmvicreg.training.distributed import (
 )
 from mmvicreg.training.log import say
 from mmvicreg.training.processes import Stopped, start_processes
-from mmvicreg.training.setup import LEFT_TO_THE_MACHINE, resolve_precision
+from mmvicreg.training.setup import resolve_precision
 
 if TYPE_CHECKING:
     from mmvicreg.training.loop import Trainer

@@ -18,9 +18,6 @@ from mmvicreg.samples import Sample
 from mmvicreg.training.addressing import seed_weights
 from mmvicreg.training.distributed import from_main
 
-LEFT_TO_THE_MACHINE = frozenset({"auto", "bf16-if-native"})
-"""Precisions that come to another on one machine than on the next (:func:`resolve_precision`)."""
-
 
 def build_model(
     recipe: Recipe,
