@@ -20,7 +20,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ from typing import ClassVar
 from mmvicreg.data.card import Card
 from mmvicreg.data.files import list_folder
 from mmvicreg.data.pictures import files_below
-from mmvicreg.data.reader import Reader, check_captions, duplicates, shorten
+from mmvicreg.data.reader import Reader, check_captions, duplicates, encode_name, shorten
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError
 from mmvicreg.samples import Member, Sample
@@ -42,7 +42,7 @@ _SPLITS = {
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 """What a compressed tar is called."""
 _ORDER = ("train", "val", "test")
-_FORMAT = 3
+_FORMAT = 4
 """Of the lists in the cache folder: another number where what is read from a shard has changed."""
 _BLOCK = 512
 """Bytes of a tar header."""
@@ -93,6 +93,7 @@ class WebDataset(Reader):
         self._shards: dict[str, list[Path]] = {}
         unsaid = 0
         for shard in find_shards(self.root):
+            encode_name(str(shard), "shard", self.root)  # ids hold it
             said = split_of(shard, root=self.root)
             unsaid += said is None
             self._shards.setdefault(said or "train", []).append(shard)
@@ -181,7 +182,8 @@ def find_shards(root: Path) -> list[Path]:
 def _matching(pattern: str) -> list[Path]:
     """What a glob pattern means, sorted; not glob.glob, which passes over folders that it may not list.
 
-    Names that begin with a dot are passed over unless the pattern's do.
+    Names that begin with a dot are passed over unless the pattern's do. What is there by the very name (``v[2]``) is
+    meant, and no pattern.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -192,13 +194,18 @@ def _matching(pattern: str) -> list[Path]:
         if not glob.has_magic(part):
             found = [folder / part for folder in found]
             continue
-        found = [
-            folder / name
-            for folder in found
-            for name in list_folder(folder)
-            if fnmatch.fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))
-        ]
+        found = [folder / name for folder in found for name in _meant(part, list_folder(folder))]
     return sorted(found, key=str)
+
+
+def _meant(part: str, there: Collection[str]) -> list[str]:
+    """Which of the names in a folder a part of a pattern means."""
+    if part in there:
+        return [part]
+    hidden = part.startswith(".")
+    return [
+        name for name in there if fnmatch.fnmatchcase(name, part) and (hidden or not name.startswith("."))
+    ]
 
 
 def _is_file(shard: Path) -> bool:
@@ -291,7 +298,9 @@ def list_shard(shard: Path) -> list[Entry]:
                 Entry(key, tuple(picture) if picture else None, tuple(captions), fault)
                 for key, picture, captions, fault in tree["entries"]
             ]
-    entries = _read_shard(shard)
+    entries = _read_shard(
+        shard.absolute()
+    )  # faults are kept with the place, which is read from elsewhere too
     rows = [[entry.key, entry.picture, entry.captions, entry.fault] for entry in entries]
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # without a place for it the shard is listed again next time
@@ -329,7 +338,7 @@ def _members(shard: Path) -> Iterator[Member]:
         with tarfile.open(shard, "r:") as archive:
             for info in archive:
                 if info.isreg():
-                    yield Member(shard, info.name, info.offset_data, info.size)
+                    yield Member(shard, _in_unicode(info.name), info.offset_data, info.size)
             with shard.open("rb") as file:  # tarfile takes the end of the file for the end of the archive
                 file.seek(archive.offset)
                 if file.read(_BLOCK) != bytes(_BLOCK):
@@ -341,6 +350,11 @@ def _members(shard: Path) -> Iterator[Member]:
         ) from error
     except OSError as error:
         raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+
+
+def _in_unicode(name: str) -> str:
+    """A member's name; bytes that are not UTF-8 as ``\\xe9``, since ids are written in it, and places go by offsets."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _entry(shard: Path, key: str, fields: dict[str, Member]) -> Entry:

@@ -32,7 +32,7 @@ from mmvicreg.eval.linear_table import show
 from mmvicreg.eval.output import Report, bad_sample_flag, command_line, save, short, write_report
 from mmvicreg.eval.probe import Outcome, ProbeResult, Task, chance_level, probe
 from mmvicreg.eval.readable import find_skipped, list_skipped, without
-from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, saw, tasks_of
+from mmvicreg.eval.tasks import check_tasks, groups_of, labels_of, other_split, related, tasks_of
 from mmvicreg.eval.trained_data import check_trained_data, elsewhere, in_doubt
 from mmvicreg.runs import Run, check_writable, fold_runs, open_run
 from mmvicreg.samples import DataSet, Sample
@@ -80,7 +80,8 @@ def run(
         What was written: ``top1``, ``untrained_top1``, ``std`` and ``folds`` of the branch named under
         ``branch`` (the last), ``chance``, ``transductive``, ``classes``, ``train`` (samples per probe),
         ``test`` (samples over all probes), ``skipped``, and the same per branch under ``branches``; every method's
-        branches under ``methods``; ``doubt``, why it is not known whether pretraining saw the test samples, or None.
+        branches under ``methods``; ``doubt``, why it is not known whether pretraining saw the test samples, or None
+        (that of a run compared with is in its method).
 
     Raises:
         UserError: no labels, no such fold, runs that do not make up a set of finished folds, no branch to probe,
@@ -95,23 +96,17 @@ def run(
     split = other_split(members[0], data, split, own=own)
     place = elsewhere(members[0], data)  # of the data as they are there, what cannot be read among them
     listed = "linear" if split is None else f"linear-{split}"
-    doubt: str | None = None
     if by_fold:
         check_fold_runs(path, {number: member for number, member in runs.items() if number}, data)
         check_finished(path, members)
-        doubts = [
-            in_doubt(member, data, [], seen=saw(member, data, number))
-            for number, member in runs.items()
-            if number
-        ]
-        doubt = next((one for one in doubts if one is not None), None)
-    else:
-        samples, tasks = tasks_of(members[0], data, own=own, fold=fold, split=split)
-        tested = [samples[i] for task in tasks for i in task.test]
-        doubt = in_doubt(members[0], data, tested, seen=all(task.transductive for task in tasks))
-        if doubt is not None and supervised:
-            check_trained_data(members[0], data)
+    doubt = _doubt(runs, data, own=own, fold=fold, split=split)
+    if doubt is not None and supervised and not by_fold:
+        check_trained_data(members[0], data)
     rivals = [open_rival(other, members, by_fold=by_fold) for other in compare]
+    doubts = [
+        _doubt(dict(zip(runs, rival.runs, strict=True)), data, own=own, fold=fold, split=split)
+        for rival in rivals
+    ]  # each its own: the data are the same, but not what its weights may have started from
     skipped: list[Skipped] = []
     if on_bad_sample == "skip":
         samples, _ = tasks_of(members[0], data, own=own, fold=fold, split=split)
@@ -142,6 +137,7 @@ def run(
                 member.path, data_root=data_root, dataset=dataset, fold=number, on_bad_sample=on_bad_sample
             )
             report = summarise(found, data, [member], path=member.path, command=command)
+            report["doubt"] = doubt
             report |= list_skipped(member.path, data, "linear", skipped)
             write_report(
                 member.path / "eval" / _file(member, data, own=own, fold=number, place=place), report
@@ -160,7 +156,7 @@ def run(
     report = summarise(outcomes, data, members, path=path, command=command)
     report["doubt"] = doubt
     report |= list_skipped(path, data, listed, skipped)
-    for rival in rivals:
+    for rival, its_doubt in zip(rivals, doubts, strict=True):
         found = [
             outcome
             for number, member in zip(runs, rival.runs, strict=True)
@@ -170,12 +166,12 @@ def run(
                 own=own,
                 fold=number or fold,
                 split=split,
-                doubt=doubt,
+                doubt=its_doubt,
                 device=device,
                 untrained=False,
             )
         ]
-        report["methods"].append(compared(found, rival))
+        report["methods"].append(compared(found, rival) | {"doubt": its_doubt})
     if labelled is not None:
         report["methods"].append(labelled)
     file = path / "eval" / _file(members[0], data, own=own, fold=fold, split=split, place=place)
@@ -192,6 +188,23 @@ def _opened(run: Run | Path, fold: int | None) -> tuple[Path, dict[int | None, R
             return run, {number: open_run(path) for number, path in members.items()}
         run = open_run(one_of(run, members, fold) if members and fold is not None else run)
     return run.path, {None: run}
+
+
+def _doubt(
+    runs: Mapping[int | None, Run], data: DataSet, *, own: bool, fold: int | None, split: str | None
+) -> str | None:
+    """Why it is not known of one of the runs whether it saw what it is tested on, in words.
+
+    Raises:
+        UserError: the fold that one held out is not the one it held out then.
+    """
+    for number, member in runs.items():
+        samples, tasks = tasks_of(member, data, own=own, fold=number or fold, split=split)
+        tested = [samples[i] for task in tasks for i in task.test]
+        doubt = in_doubt(member, data, tested, seen=all(task.transductive for task in tasks))
+        if doubt is not None:
+            return doubt
+    return None
 
 
 def _supervised(

@@ -83,11 +83,16 @@ def _remarks(report: Report, *, several: bool) -> list[str]:
             lines.append(
                 f"{method['method']}: run {method['run']} after epoch {method['epoch']}; differs in {told}."
             )
-    if report["doubt"] is not None:
-        lines.append(
-            f"Counted as transductive: {report['doubt']}, so that whether it saw the test samples is not known."
-        )
-    elif any(method["transductive"] for method in report["methods"]):
+    doubts = [report["doubt"] if "doubt" not in method else method["doubt"] for method in report["methods"]]
+    lines += [
+        f"Counted as transductive: {doubt}, so that whether it saw the test samples is not known."
+        for doubt in dict.fromkeys(doubts)
+        if doubt is not None
+    ]
+    if any(
+        method["transductive"] and doubt is None
+        for method, doubt in zip(report["methods"], doubts, strict=True)
+    ):
         lines.append(
             "Transductive: pretraining saw the test samples (without their labels); not comparable with a "
             "run that held them out."

@@ -15,7 +15,7 @@ from mmvicreg.eval import retrieval
 from mmvicreg.eval.fold_runs import check_finished, check_fold_runs
 from mmvicreg.eval.output import Report, command_line, save, spread
 from mmvicreg.eval.retrieval_report import RECALLS, SEEN, file_name
-from mmvicreg.runs import fold_runs, open_run
+from mmvicreg.runs import check_writable, fold_runs, open_run
 from mmvicreg.tables import console, print_table
 
 FIGURES = (*(f"R@{k}" for k in RECALLS), "median_rank", "mean_rank")
@@ -45,7 +45,8 @@ def run(
     Returns:
         Per direction ``R@1``, ``R@5``, ``R@10``, ``median_rank`` and ``mean_rank``, each with ``mean``, ``std``
         (n - 1) and ``folds``; ``chance``; ``queries`` over all folds; ``rsum``, the mean over folds; ``transductive``,
-        whether pretraining saw any of the folds that were judged (``seen_in_pretraining``, by fold).
+        whether pretraining saw any of the folds that were judged, or may have (``seen_in_pretraining``, and
+        ``doubt``, why it is not known, by fold).
 
     Raises:
         UserError: no runs by fold, not one of each fold, another recipe or an unfinished one among them; anything of
@@ -64,6 +65,8 @@ def run(
     first = next(iter(runs.values()))
     check_fold_runs(folder, runs, first.dataset(root=data_root))
     check_finished(folder, list(runs.values()))
+    for place in (folder, *members.values()):
+        check_writable(place / "eval" / "retrieval.json")
     found = {
         str(number): retrieval.run(member, data_root=data_root, split=f"fold{number}", **options)
         for number, member in runs.items()
@@ -80,6 +83,7 @@ def run(
         "samples": sum(part["samples"] for part in found.values()),
         "transductive": any(part["seen_in_pretraining"] for part in found.values()),
         "seen_in_pretraining": {fold: part["seen_in_pretraining"] for fold, part in found.items()},
+        "doubt": {fold: part["doubt"] for fold, part in found.items()},
         "epoch": [part["epoch"] for part in found.values()],
         "run": str(folder),
         "command": command_line("retrieval", folder, {"data-root": data_root, **_asked(options)}),
@@ -150,6 +154,11 @@ def _show(report: Report, directions: list[str]) -> None:
         f"{report['space']} space; run {report['run']} after epoch {report['epoch']}.",
         soft_wrap=True,
     )
-    if report["transductive"]:
-        seen = ", ".join(fold for fold, was in report["seen_in_pretraining"].items() if was)
-        out.print(f"Fold {seen}: {SEEN}", soft_wrap=True)
+    doubts = {fold: doubt for fold, doubt in report["doubt"].items() if doubt is not None}
+    if seen := [fold for fold, was in report["seen_in_pretraining"].items() if was and fold not in doubts]:
+        out.print(f"Fold {', '.join(seen)}: {SEEN}", soft_wrap=True)
+    for fold, doubt in doubts.items():
+        out.print(
+            f"Fold {fold}: counted as transductive. {doubt}, so that whether it saw this fold is not known.",
+            soft_wrap=True,
+        )

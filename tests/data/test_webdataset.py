@@ -32,7 +32,8 @@ from mmvicreg.inputs.image import ImageInput, decode_image
 from mmvicreg.inputs.text import TextInput
 from mmvicreg.recipes import load_recipe, recipe_path
 from mmvicreg.runs import open_run
-from mmvicreg.samples import Member
+from mmvicreg.samples import Member, fingerprint
+from mmvicreg.trained_ids import hash_ids
 from mmvicreg.training.loader import TrainingLoader
 
 
@@ -191,6 +192,14 @@ def test_patterns_pass_over_hidden_names(shards: Path, monkeypatch: pytest.Monke
     shard(shards / ".old" / "train-0.tar", numbered(0, 1))
     assert len(WebDataset(shards / "*.tar").samples("train")) == 40
     assert [path.parent.name for path in webdataset.find_shards(shards / ".o*" / "*.tar")] == [".old"]
+    (shards / "v[2]").mkdir()
+    for name in ("train-0000.tar", "train-0001.tar"):
+        (shards / name).rename(shards / "v[2]" / name)  # a folder's own name, as it stands
+    for pattern in ("train-0000.tar", "train-000{0,1}.tar", "*1.tar"):
+        found = webdataset.find_shards(shards / "v[2]" / pattern)
+        assert [path.parent.name for path in found] == ["v[2]"] * len(found) != []
+    for name in ("train-0000.tar", "train-0001.tar"):
+        (shards / "v[2]" / name).rename(shards / name)
     monkeypatch.chdir(shards)
     assert [str(path) for path in webdataset.find_shards(Path("train-000[12].tar"))] == [
         "train-0001.tar",
@@ -351,6 +360,35 @@ def test_what_is_wrong_with_a_sample_is_told_where_it_is_read(
     source = ImageInput(ImageInput.Config()) if sample.image is None else TextInput(TextInput.Config())
     with pytest.raises(UserError, match=message):
         source.load(sample, None)
+
+
+def test_names_that_are_not_utf_8_have_ids_that_are(tmp_path: Path) -> None:
+    """An archive of a Latin-1 system; what is written of samples is in UTF-8."""
+    path = tmp_path / "train-0.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in (("caf\udce9.png", picture(1)), ("caf\udce9.txt", b"x"), ("é.png", picture(2))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    first, second = WebDataset(path).samples("train")
+    assert (first.id, first.captions, second.id) == ("train-0/caf\\xe9", ("x",), "train-0/é")
+    assert first.image is not None
+    assert decode_image(first.image).size == (10, 12)
+    assert fingerprint([first, second])["samples"] == len(hash_ids([first, second])) == 2
+    path.rename(tmp_path / "train-\udce9.tar")
+    with pytest.raises(UserError, match=r"name of the shard .* is not UTF-8; rename it"):
+        WebDataset(tmp_path)
+
+
+def test_what_is_kept_of_a_fault_names_its_place_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(tmp_path / "here" / "train-0.tar", {"1.png": picture(1), "1.txt": b"\n"})
+    monkeypatch.chdir(tmp_path / "here")
+    WebDataset(Path("train-0.tar")).samples("train")
+    monkeypatch.chdir(tmp_path)
+    (sample,) = WebDataset(Path("here")).samples("train")
+    assert sample.fault.startswith(f"{tmp_path / 'here' / 'train-0.tar'}: caption 1")
 
 
 def test_pictures_without_any_captions_have_no_fault(tmp_path: Path) -> None:

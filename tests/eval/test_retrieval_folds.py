@@ -137,6 +137,18 @@ def test_a_fold_that_pretraining_saw_is_called_transductive(
     assert "Split fold1: transductive." in printed
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_fold_is_judged(
+    folds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (folds / "fold3" / "eval", folds / "eval"):
+        place.write_text("a file where the folder should be")
+        with pytest.raises(UserError, match=rf"cannot write {place}"):
+            retrieval_folds.run(folds)
+        place.unlink()
+    assert "Retrieval" not in capsys.readouterr().out
+    assert not (folds / "fold1" / "eval").exists()
+
+
 def test_a_folder_of_folds_is_one_result_and_complete(
     folds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -22,7 +23,7 @@ from mmvicreg.cli import main
 from mmvicreg.config import InitConfig
 from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
-from mmvicreg.eval import knn, linear, retrieval, supervised
+from mmvicreg.eval import knn, linear, retrieval, retrieval_folds, supervised
 from mmvicreg.eval import probe as arithmetic
 from mmvicreg.eval.trained_data import changed_since_training, in_doubt
 from mmvicreg.recipes import load_recipe, recipe_path
@@ -261,7 +262,7 @@ def test_weights_of_a_run_on_another_layout_of_coco_leave_a_doubt(tmp_path: Path
 
 
 def test_weights_of_a_run_on_other_recordings_leave_a_doubt_over_folds(
-    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Folds of one's own are numbered anew in every folder: to have held out "fold 1" of another tells nothing."""
     monkeypatch.setattr(arithmetic, "GRID", (1.0,))
@@ -277,6 +278,43 @@ def test_weights_of_a_run_on_other_recordings_leave_a_doubt_over_folds(
     assert report["transductive"]
     assert "the weights that the branch 'wave' of the run" in report["doubt"]
     assert "fold1 started from were pretrained on" in report["doubt"]
+    one = json.loads((tmp_path / "folds" / "fold1" / "eval" / "linear.json").read_text())
+    assert (one["transductive"], one["doubt"]) == (True, report["doubt"])
+    capsys.readouterr()
+    report = retrieval_folds.run(tmp_path / "folds")
+    assert [fold for fold, doubt in report["doubt"].items() if doubt is not None] == ["1"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("Fold 1")] == [
+        f"Fold 1: counted as transductive. {report['doubt']['1']}, so that whether it saw this fold is not known."
+    ]
+    assert any(line.startswith("Fold 2, 3, 4, 5: transductive. The run") for line in printed)
+
+
+def test_a_run_and_the_one_it_is_compared_with_are_each_in_doubt_by_themselves(
+    tmp_path: Path, birds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their samples are the same, but not what the weights that they started from were trained on."""
+    monkeypatch.setattr(arithmetic, "GRID", (1.0,))
+    source = trained(tmp_path / "source", Path(shutil.copytree(birds, tmp_path / "copy")))
+    one_more(birds)
+    plain = trained(tmp_path / "plain", birds)
+    keys = {"dataset.name": "audio-folder", "dataset.root": str(birds), "dataset.fold": 1}
+    init = f"branches.wave.init={source.path}"
+    recipe = load_recipe(recipe_path("wave-mel", "tones", None), keys, [*WAVE_MEL, init])
+    started = untrained_run(tmp_path / "started", pin(recipe))
+    for own, other in ((plain, started), (started, plain)):
+        capsys.readouterr()
+        methods = linear.run(own, compare=[other.path])["methods"]
+        assert {method["run"]: method["transductive"] for method in methods if "run" in method} == {
+            str(plain.path): False,
+            str(started.path): True,
+        }
+        printed = capsys.readouterr().out
+        assert (
+            f"Counted as transductive: the weights that the branch 'wave' of the run {started.path}"
+            in printed
+        )
+        assert "pretraining saw the test samples" not in printed
 
 
 def test_every_source_of_a_run_is_known_by_its_own_samples(tmp_path: Path) -> None:
