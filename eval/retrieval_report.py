@@ -40,8 +40,8 @@ def show(report: Report, directions: Sequence[str], *, skipped: Path) -> None:
     )
     if report["skipped"]:
         out.print(
-            f"{report['skipped']:,} more could not be read and are in neither queries nor gallery: {skipped} "
-            "lists them.",
+            f"{report['skipped']:,} more cannot be judged and are in neither queries nor gallery: {skipped} "
+            "says of each why.",
             style="bold",
             soft_wrap=True,
         )

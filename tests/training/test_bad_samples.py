@@ -206,7 +206,7 @@ def test_retrieval_leaves_them_out_of_queries_and_gallery(
     assert (report["samples"], report["skipped"]) == (28, 2)
     assert report["image_to_text"]["queries"] == report["text_to_image"]["gallery"] == 28
     assert report["text_to_image"]["queries"] == report["captions"] == 140
-    assert "2 more could not be read and are in neither queries nor gallery" in shown
+    assert "2 more cannot be judged and are in neither queries nor gallery" in shown
     assert report["command"].endswith("--on-bad-sample skip")
     listed = read_skipped(judged.path / "eval" / "skipped-shapes-test.jsonl")
     test = samples_of(Path(str(judged.recipe.dataset.root)), "test")
