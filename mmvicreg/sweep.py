@@ -21,6 +21,7 @@ with what alternatives that were not asked for came to before.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,10 @@ from mmvicreg.strict import Strict
 if TYPE_CHECKING:
     from mmvicreg.samples import DataSet
     from mmvicreg.training.launch import Launch
+
+
+_PLACE = re.compile(r"(sources\.[^.]+\.)?dataset\.(root|on_bad_sample):")
+"""Lines of :func:`differences` that make no other run of it: where its data are, and what is done with damaged ones."""
 
 
 class Alternative(Strict):
@@ -214,9 +219,13 @@ def run_sweep(
     from mmvicreg.sweep_training import training_report
     from mmvicreg.training.launch import Launch
 
+    done = {result.name: result for result in finished(sweep, plans, out)}
     if sweep.judge == "retrieval":
-        _check_split(sweep, plans)
+        _check_split(sweep, {name: seeds for name, seeds in plans.items() if name not in done}, out)
     for name, seeds in plans.items():
+        if name in done:
+            yield done[name]
+            continue
         result = Result(name, sweep.alternatives[name].group or name, seeds[0])
         for recipe in seeds:
             place = out / name / f"seed{recipe.seed}"
@@ -235,14 +244,21 @@ def run_sweep(
         yield result
 
 
-def _check_split(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]]) -> None:
-    """Refuse a split to judge on that the data do not have: the judgement comes only after a whole training."""
+def _check_split(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]], out: Path) -> None:
+    """Refuse a split to judge on that the data do not have: the judgement comes only after a whole training.
+
+    Where nothing is said of the data's place, it is looked at where a run that is to be continued has it.
+    """
     from mmvicreg.eval.retrieval import judged_data
 
     opened: dict[tuple[str, str | None], DataSet] = {}
     for name, seeds in plans.items():
         try:
             config = judged_data(Run(Path(name), seeds[0]))
+            begun = (out / name / f"seed{recipe.seed}" for recipe in seeds)
+            there = next((folder for folder in begun if (folder / RECIPE).is_file()), None)
+            if config.root is None and there is not None:
+                config = judged_data(open_run(there))
             place = (config.name, config.root)
             if place not in opened:
                 root = Path(config.root) if config.root is not None else None
@@ -278,11 +294,19 @@ def _train(launch: Launch, recipe: Recipe) -> None:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """What differs but where the data lie, and a precision that was left to the machine."""
-    free = ["dataset.root:", "dataset.on_bad_sample:"]
-    if new.training.precision in LEFT_TO_THE_MACHINE:
-        free.append("training.precision:")
-    return [line for line in differences(old, new) if not line.startswith(tuple(free))]
+    """What differs of a run's recipe but where the data lie, and what it was told when it began.
+
+    That is a precision that was left to the machine, absolute paths, and the checksums of weights it starts from.
+    """
+    from mmvicreg.branches.init import pin_as, settle
+
+    lines = differences(settle(old), pin_as(settle(new), old))
+    left = new.training.precision in LEFT_TO_THE_MACHINE
+    return [
+        line
+        for line in lines
+        if not _PLACE.match(line) and not (left and line.startswith("training.precision:"))
+    ]
 
 
 def _judge(place: Path, asked: Mapping[str, str], *, devices: int, device: str) -> dict[str, Any]:
