@@ -32,15 +32,14 @@ from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
 from mmvicreg.config import LEFT_TO_THE_MACHINE, Recipe
-from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
 from mmvicreg.registry import check_pair
 from mmvicreg.runs import RECIPE, Run, open_run
 from mmvicreg.strict import Strict
+from mmvicreg.sweep_split import check_split
 
 if TYPE_CHECKING:
-    from mmvicreg.samples import DataSet
     from mmvicreg.training.launch import Launch
 
 
@@ -221,7 +220,7 @@ def run_sweep(
 
     done = {result.name: result for result in finished(sweep, plans, out)}
     if sweep.judge == "retrieval":
-        _check_split(sweep, {name: seeds for name, seeds in plans.items() if name not in done}, out)
+        check_split(sweep.split, {name: seeds for name, seeds in plans.items() if name not in done}, out)
     for name, seeds in plans.items():
         if name in done:
             yield done[name]
@@ -242,38 +241,6 @@ def run_sweep(
             if sweep.judge == "training" and (report := training_report(open_run(place))) is not None:
                 result.reports.append(report)
         yield result
-
-
-def _check_split(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]], out: Path) -> None:
-    """Refuse a split to judge on that the data do not have: the judgement comes only after a whole training.
-
-    Where nothing is said of the data's place, it is looked at where a run that is to be continued has it.
-    """
-    from mmvicreg.eval.retrieval import judged_data
-
-    opened: dict[tuple[str, str | None], DataSet] = {}
-    for name, seeds in plans.items():
-        try:
-            config = judged_data(Run(Path(name), seeds[0]))
-            begun = (out / name / f"seed{recipe.seed}" for recipe in seeds)
-            there = next((folder for folder in begun if (folder / RECIPE).is_file()), None)
-            if config.root is None and there is not None:
-                config = judged_data(open_run(there))
-            place = (config.name, config.root)
-            if place not in opened:
-                root = Path(config.root) if config.root is not None else None
-                opened[place] = open_dataset(config.name, root=root)
-        except UserError as error:
-            raise UserError(f"alternative '{name}': {error}") from error
-        data = opened[place]
-        splits = data.splits()
-        for part in (part.strip() for part in sweep.split.split("+")):
-            if part not in splits:
-                raise UserError(
-                    f"alternative '{name}': split: {data.name} at {data.root} has no split '{part}' to judge on"
-                    f"{registry.nearest(part, splits)} It has {', '.join(splits)}. Name one in the sweep's file "
-                    "that is not test data; a+b is a union"
-                )
 
 
 def _train(launch: Launch, recipe: Recipe) -> None:
