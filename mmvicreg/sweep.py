@@ -246,18 +246,23 @@ def run_sweep(
 def _train(launch: Launch, recipe: Recipe) -> None:
     """Train a run to its end, unless it is there; one that the monitor stopped has had its end."""
     from mmvicreg.sweep_training import verdict_of
-    from mmvicreg.training.checkpoint import list_checkpoints
     from mmvicreg.training.launch import train
 
     if launch.resume:
         run = open_run(launch.out)
-        whole = bool(list_checkpoints(run.checkpoints)) and run.epochs_done >= recipe.training.epochs
         same = not _changed(run.recipe, recipe)
-        if whole and same:
+        if same and _is_whole(run, recipe):
             return
         if same and (verdict := verdict_of(run)).stopped is not None:
             raise UserError(f"training stopped: {verdict.message}")
     train(launch)
+
+
+def _is_whole(run: Run, recipe: Recipe) -> bool:
+    """Whether a run was trained to the end of a recipe."""
+    from mmvicreg.training.checkpoint import list_checkpoints
+
+    return bool(list_checkpoints(run.checkpoints)) and run.epochs_done >= recipe.training.epochs
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
@@ -326,10 +331,11 @@ def _add_finished(result: Result, sweep: Sweep, recipe: Recipe, place: Path) -> 
     if _changed(run.recipe, recipe):
         return False
     report: dict[str, Any] | None = None
-    if (verdict := verdict_of(run)).stopped is not None:
+    if not _is_whole(run, recipe):
+        # one that was stopped may have been continued all the same, to its end
+        if (verdict := verdict_of(run)).stopped is None:
+            return False
         result.problem = f"training stopped: {verdict.message}"
-    elif run.epochs_done < recipe.training.epochs:
-        return False
     elif sweep.judge == "retrieval":
         asked = {"split": sweep.split, "on_bad_sample": recipe.dataset.on_bad_sample}
         if (report := _judged(run, asked)) is None:

@@ -214,6 +214,14 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     assert CliRunner().invoke(app, [*words, "--only", "good"]).exit_code == 0  # the line of the other stays
     assert json.loads((out / "sweep.json").read_text())["alternatives"] == tree["alternatives"]
 
+    # one that was continued all the same, as its message says, has its figures
+    resume = ["train", "--resume", "--out", str(out / "bad" / "seed0"), "--workers", "0"]
+    assert CliRunner().invoke(app, [*resume, "--set", "monitor.patience=500"]).exit_code == 0
+    for more in ([], ["--only", "good"], []):
+        assert CliRunner().invoke(app, [*words, *more]).exit_code == 0
+        bad = json.loads((out / "sweep.json").read_text())["alternatives"]["bad"]
+        assert (bad["problem"], len(bad["reports"])) == ("", 1), more
+
 
 def test_a_sweep_judged_on_what_it_is_trained_on_says_so(tiny_shapes: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"training.epochs": 1}
