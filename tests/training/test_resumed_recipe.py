@@ -83,6 +83,20 @@ def test_options_that_earlier_versions_kept_and_nothing_read_are_forgiven(
     assert open_run(run).recipe.monitor.patience == 50
 
 
+def test_a_split_to_judge_on_that_is_not_there_is_not_kept(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = as_flags("image-text", tiny_shapes, "training.epochs=1")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, "--device", "cpu", "--workers", "0") == 0
+    assert resume(monkeypatch, run, "--set", "dataset.eval_split=vall") == 2
+    assert "dataset.eval_split: shapes" in (told := capsys.readouterr().err)
+    assert "no split 'vall'; did you mean 'val'" in told
+    assert open_run(run).recipe.dataset.eval_split is None
+    assert resume(monkeypatch, run, "--set", "dataset.eval_split=val") == 0
+    assert open_run(run).recipe.dataset.eval_split == "val"
+
+
 @pytest.mark.parametrize("captions", ["one", "all"])
 def test_other_captions_are_other_data(
     tiny_shapes: Path,
