@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -21,6 +22,9 @@ from mmvicreg.registry import PAIRS, nearest
 
 _BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
 """Parts of a recipe that may be given by their name alone."""
+
+_TOKENIZERS = MappingProxyType({"vocabulary": "sentencepiece", "min_count": "words"})
+"""Options of ``inputs.text`` that one tokenizer alone reads."""
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What YAML, or its encoding, is refused with; ValueError: a date such as 2024-13-45, RecursionError: [[[[..."""
@@ -59,7 +63,11 @@ def recipe_path(pair: str, dataset: str, recipe: str | None) -> Path:
 
 
 def load_recipe(
-    path: Path, overrides: Mapping[str, Any] | None = None, settings: Sequence[str] = ()
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    saved: bool = False,
 ) -> Recipe:
     """Read a recipe file and apply named overrides, then ``a.b=c`` settings, then the schema.
 
@@ -67,6 +75,7 @@ def load_recipe(
         path: the YAML file.
         overrides: dotted key -> value, from named flags.
         settings: ``--set`` arguments; the value is parsed as YAML.
+        saved: it is a run's, and read as :func:`parse_saved` does.
 
     Raises:
         UserError: unreadable YAML, a recipe of another pair than the overrides', a malformed setting, an
@@ -100,7 +109,7 @@ def load_recipe(
             raise UserError(f"the value in --set {setting} is not valid YAML: {error}") from error
     given = {**(overrides or {})}
     given |= {key.strip(): value for key, _, value in (setting.partition("=") for setting in settings)}
-    return parse_recipe(tree, source=str(path), given=given)
+    return parse_recipe(_without_unread(tree) if saved else tree, source=str(path), given=given)
 
 
 def parse_recipe(tree: Mapping[str, Any], *, source: str, given: Mapping[str, Any] | None = None) -> Recipe:
@@ -122,6 +131,26 @@ def parse_recipe(tree: Mapping[str, Any], *, source: str, given: Mapping[str, An
         own = {key: value for key, value in (given or {}).items() if _is_named(key, named)}
         asked = "".join(f" with {key}={value}" for key, value in own.items())
         raise UserError(f"{source}{asked}: {named}") from error
+
+
+def parse_saved(tree: Mapping[str, Any], *, source: str) -> Recipe:
+    """The recipe that a run or its checkpoint holds, perhaps of an earlier version.
+
+    Raises:
+        UserError: as :func:`parse_recipe`.
+    """
+    return parse_recipe(_without_unread(tree), source=source)
+
+
+def _without_unread(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved tree without options of another tokenizer, which earlier versions kept and nothing read."""
+    inputs = tree.get("inputs")
+    text = inputs.get("text") if isinstance(inputs, Mapping) else None
+    if not isinstance(inputs, Mapping) or not isinstance(text, Mapping):
+        return tree
+    tokenizer = text.get("tokenizer", "sentencepiece")
+    read = {key: value for key, value in text.items() if _TOKENIZERS.get(key, tokenizer) == tokenizer}
+    return {**tree, "inputs": {**inputs, "text": read}}
 
 
 def _is_named(key: str, problems: str) -> bool:

@@ -14,7 +14,7 @@ import yaml
 
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
-from mmvicreg.recipes import differences, dump_recipe, parse_recipe, say_differences
+from mmvicreg.recipes import differences, dump_recipe, parse_saved, say_differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ class Run:
         """
         if "recipe" not in content:
             return
-        then = parse_recipe(content["recipe"], source=str(file))
+        then = parse_saved(content["recipe"], source=str(file))
         changed = [line for line in differences(then, self.recipe) if not is_free(line)]
         if changed:
             raise UserError(
@@ -117,7 +117,7 @@ class Run:
         """The recipe with its parts in the order in which they were trained: an optimiser's state goes by place."""
         if "recipe" not in self.content:
             return self.recipe
-        then = parse_recipe(self.content["recipe"], source=str(self.path))
+        then = parse_saved(self.content["recipe"], source=str(self.path))
         return self.recipe.model_copy(
             update={
                 part: {name: getattr(self.recipe, part)[name] for name in getattr(then, part)}
@@ -252,7 +252,7 @@ def open_run(path: Path) -> Run:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{file} is not a recipe")
-    return Run(path, parse_recipe(tree, source=str(file)))
+    return Run(path, parse_saved(tree, source=str(file)))
 
 
 def newest_run(

@@ -21,6 +21,7 @@ with what alternatives that were not asked for came to before.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +32,19 @@ from pydantic import Field, ValidationError, field_validator
 
 from mmvicreg import registry
 from mmvicreg.config import LEFT_TO_THE_MACHINE, Recipe
-from mmvicreg.datasets import open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.recipes import differences, load_recipe, recipe_path, recipes_folder
 from mmvicreg.registry import check_pair
 from mmvicreg.runs import RECIPE, Run, open_run
 from mmvicreg.strict import Strict
+from mmvicreg.sweep_split import check_split
 
 if TYPE_CHECKING:
-    from mmvicreg.samples import DataSet
     from mmvicreg.training.launch import Launch
+
+
+_PLACE = re.compile(r"(sources\.[^.]+\.)?dataset\.(root|on_bad_sample):")
+"""Lines of :func:`differences` that make no other run of it: where its data are, and what is done with damaged ones."""
 
 
 class Alternative(Strict):
@@ -214,9 +218,13 @@ def run_sweep(
     from mmvicreg.sweep_training import training_report
     from mmvicreg.training.launch import Launch
 
+    done = {result.name: result for result in finished(sweep, plans, out)}
     if sweep.judge == "retrieval":
-        _check_split(sweep, plans)
+        check_split(sweep.split, {name: seeds for name, seeds in plans.items() if name not in done}, out)
     for name, seeds in plans.items():
+        if name in done:
+            yield done[name]
+            continue
         result = Result(name, sweep.alternatives[name].group or name, seeds[0])
         for recipe in seeds:
             place = out / name / f"seed{recipe.seed}"
@@ -235,54 +243,42 @@ def run_sweep(
         yield result
 
 
-def _check_split(sweep: Sweep, plans: Mapping[str, Sequence[Recipe]]) -> None:
-    """Refuse a split to judge on that the data do not have: the judgement comes only after a whole training."""
-    from mmvicreg.eval.retrieval import judged_data
-
-    opened: dict[tuple[str, str | None], DataSet] = {}
-    for name, seeds in plans.items():
-        try:
-            config = judged_data(Run(Path(name), seeds[0]))
-            place = (config.name, config.root)
-            if place not in opened:
-                root = Path(config.root) if config.root is not None else None
-                opened[place] = open_dataset(config.name, root=root)
-        except UserError as error:
-            raise UserError(f"alternative '{name}': {error}") from error
-        data = opened[place]
-        splits = data.splits()
-        for part in (part.strip() for part in sweep.split.split("+")):
-            if part not in splits:
-                raise UserError(
-                    f"alternative '{name}': split: {data.name} at {data.root} has no split '{part}' to judge on"
-                    f"{registry.nearest(part, splits)} It has {', '.join(splits)}. Name one in the sweep's file "
-                    "that is not test data; a+b is a union"
-                )
-
-
 def _train(launch: Launch, recipe: Recipe) -> None:
     """Train a run to its end, unless it is there; one that the monitor stopped has had its end."""
     from mmvicreg.sweep_training import verdict_of
-    from mmvicreg.training.checkpoint import list_checkpoints
     from mmvicreg.training.launch import train
 
     if launch.resume:
         run = open_run(launch.out)
-        whole = bool(list_checkpoints(run.checkpoints)) and run.epochs_done >= recipe.training.epochs
         same = not _changed(run.recipe, recipe)
-        if whole and same:
+        if same and _is_whole(run, recipe):
             return
         if same and (verdict := verdict_of(run)).stopped is not None:
             raise UserError(f"training stopped: {verdict.message}")
     train(launch)
 
 
+def _is_whole(run: Run, recipe: Recipe) -> bool:
+    """Whether a run was trained to the end of a recipe."""
+    from mmvicreg.training.checkpoint import list_checkpoints
+
+    return bool(list_checkpoints(run.checkpoints)) and run.epochs_done >= recipe.training.epochs
+
+
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """What differs but where the data lie, and a precision that was left to the machine."""
-    free = ["dataset.root:", "dataset.on_bad_sample:"]
-    if new.training.precision in LEFT_TO_THE_MACHINE:
-        free.append("training.precision:")
-    return [line for line in differences(old, new) if not line.startswith(tuple(free))]
+    """What differs of a run's recipe but where the data lie, and what it was told when it began.
+
+    That is a precision that was left to the machine, absolute paths, and the checksums of weights it starts from.
+    """
+    from mmvicreg.branches.init import pin_as, settle
+
+    lines = differences(settle(old), pin_as(settle(new), old))
+    left = new.training.precision in LEFT_TO_THE_MACHINE
+    return [
+        line
+        for line in lines
+        if not _PLACE.match(line) and not (left and line.startswith("training.precision:"))
+    ]
 
 
 def _judge(place: Path, asked: Mapping[str, str], *, devices: int, device: str) -> dict[str, Any]:
@@ -335,10 +331,11 @@ def _add_finished(result: Result, sweep: Sweep, recipe: Recipe, place: Path) -> 
     if _changed(run.recipe, recipe):
         return False
     report: dict[str, Any] | None = None
-    if (verdict := verdict_of(run)).stopped is not None:
+    if not _is_whole(run, recipe):
+        # one that was stopped may have been continued all the same, to its end
+        if (verdict := verdict_of(run)).stopped is None:
+            return False
         result.problem = f"training stopped: {verdict.message}"
-    elif run.epochs_done < recipe.training.epochs:
-        return False
     elif sweep.judge == "retrieval":
         asked = {"split": sweep.split, "on_bad_sample": recipe.dataset.on_bad_sample}
         if (report := _judged(run, asked)) is None:

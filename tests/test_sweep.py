@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from mmvicreg import registry
 from mmvicreg import sweep as sweeps
+from mmvicreg.branches.init import settle
 from mmvicreg.branches.model import build_graph
 from mmvicreg.cli import app
+from mmvicreg.config import SeenConfig
 from mmvicreg.errors import UserError
 from mmvicreg.eval.published import published
-from mmvicreg.recipes import recipes_folder
+from mmvicreg.recipes import load_recipe, recipe_path, recipes_folder
 from mmvicreg.runs import open_run
 from mmvicreg.sweep import Result, base_recipe, changes, read_sweep, recipes, sweep_path, with_seeds
 from mmvicreg.sweep_table import best_of_groups, markdown, method_settings, other_settings, spread
@@ -212,6 +214,14 @@ def test_a_run_that_stops_by_itself_is_a_line_of_the_table(tiny_shapes: Path, tm
     assert CliRunner().invoke(app, [*words, "--only", "good"]).exit_code == 0  # the line of the other stays
     assert json.loads((out / "sweep.json").read_text())["alternatives"] == tree["alternatives"]
 
+    # one that was continued all the same, as its message says, has its figures
+    resume = ["train", "--resume", "--out", str(out / "bad" / "seed0"), "--workers", "0"]
+    assert CliRunner().invoke(app, [*resume, "--set", "monitor.patience=500"]).exit_code == 0
+    for more in ([], ["--only", "good"], []):
+        assert CliRunner().invoke(app, [*words, *more]).exit_code == 0
+        bad = json.loads((out / "sweep.json").read_text())["alternatives"]["bad"]
+        assert (bad["problem"], len(bad["reports"])) == ("", 1), more
+
 
 def test_a_sweep_judged_on_what_it_is_trained_on_says_so(tiny_shapes: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"training.epochs": 1}
@@ -252,6 +262,61 @@ def test_a_split_that_is_not_there_is_refused_before_anything_is_trained(
         in told
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_is_made_again_without_the_data_and_a_run_goes_on_where_it_has_them(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The split to judge on is looked for where something is left to be judged, and only there."""
+    monkeypatch.setenv("MMVICREG_DATA", str(tmp_path / "file" / "none"))
+    (tmp_path / "file").write_text("no data can be made under this")
+    data = shutil.copytree(tiny_shapes, tmp_path / "data")
+    file = write(tmp_path / "mine.yaml", alternatives={"a": {}})
+    words = ["sweep", str(file), "--out", str(tmp_path / "out"), "--workers", "0"]
+    first = CliRunner().invoke(app, [*words, "--data-root", str(data)])
+    assert first.exit_code == 0, (first.output, first.exception)
+    made = json.loads((tmp_path / "out" / "sweep.json").read_text())["alternatives"]
+
+    (tmp_path / "out" / "a" / "seed0" / "eval" / "retrieval-val.json").unlink()
+    again = CliRunner().invoke(app, words)  # the run knows where its data are
+    assert again.exit_code == 0, (again.output, again.exception)
+    shutil.rmtree(data)
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, (again.output, again.exception)
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())["alternatives"]
+    assert found["a"]["rsum"] == pytest.approx(made["a"]["rsum"])
+
+
+def test_a_run_is_known_by_what_was_asked_for_not_by_what_it_was_told_when_it_began(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its recipe has absolute paths and checksums that no sweep file has; a table would lose its line."""
+    monkeypatch.chdir(tmp_path)
+    lines = ["branches.image.init=weights.pt", "sources.pictures.dataset.root=here"]
+    asked = load_recipe(recipe_path("image-text", "", "flickr8k-cifar10"), settings=lines)
+    run = settle(asked)
+    init = run.branches["image"].init
+    assert init is not None
+    assert init.source == str(tmp_path / "weights.pt")
+    seen = [SeenConfig(dataset="cifar10", fold=1, samples=3, names="abc")]
+    begun = run.branches["image"].model_copy(
+        update={"init": init.model_copy(update={"sha256": "1" * 64, "seen": seen})}
+    )
+    run = run.model_copy(update={"branches": run.branches | {"image": begun}})
+    assert sweeps._changed(run, asked) == []
+    moved = load_recipe(
+        recipe_path("image-text", "", "flickr8k-cifar10"),
+        settings=[lines[0], "sources.pictures.dataset.root=elsewhere"],
+    )
+    assert sweeps._changed(run, moved) == []
+    other = load_recipe(
+        recipe_path("image-text", "", "flickr8k-cifar10"),
+        settings=["branches.image.init=others.pt", lines[1], "sources.pictures.weight=2"],
+    )
+    assert [line.partition(":")[0] for line in sweeps._changed(run, other)] == [
+        "branches.image.init.source",
+        "sources.pictures.weight",
+    ]
 
 
 def test_a_sweep_is_judged_by_its_training(tiny_shapes: Path, tmp_path: Path) -> None:

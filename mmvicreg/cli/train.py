@@ -201,7 +201,7 @@ def _recipe_of(out: Path, overrides: dict[str, Any], settings: list[str]) -> Rec
     from mmvicreg.skipped import check_on_bad_sample
 
     check_on_bad_sample(overrides.get("dataset.on_bad_sample", "error"))
-    return load_recipe(open_run(out).path / RECIPE, overrides, settings)
+    return load_recipe(open_run(out).path / RECIPE, overrides, settings, saved=True)
 
 
 def _folds(recipe: Recipe) -> dict[int, Recipe]:

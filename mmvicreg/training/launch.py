@@ -13,6 +13,7 @@ import torch
 
 from mmvicreg.branches.init import pin, pin_as, settle
 from mmvicreg.config import LEFT_TO_THE_MACHINE, DatasetConfig, Recipe
+from mmvicreg.datasets import check_evaluation_split, open_dataset
 from mmvicreg.errors import UserError
 from mmvicreg.locking import alone_in
 from mmvicreg.recipes import differences, dump_recipe, say_differences
@@ -182,9 +183,22 @@ def _keep_recipe(run: Run) -> Run:
 
     What judges or resumes it next goes by that: data that was moved is no longer where the run began.
     """
-    if differences(open_run(run.path).recipe, run.recipe):
+    before = open_run(run.path).recipe
+    if differences(before, run.recipe):
+        if run.recipe.training.epochs:  # a run of weights as they are needs no data
+            _check_eval_splits(before, run.recipe)
         write_whole(run.path / RECIPE, dump_recipe(run.recipe))
     return run
+
+
+def _check_eval_splits(before: Recipe, now: Recipe) -> None:
+    """Refuse a split to judge on that a resumed run is told anew, and that its data do not have."""
+    pairs = [(before.dataset, now.dataset)]
+    pairs += [(before.sources[name].dataset, source.dataset) for name, source in now.sources.items()]
+    for then, config in pairs:
+        if config.eval_split not in (None, then.eval_split):
+            root = Path(config.root) if config.root is not None else None
+            check_evaluation_split(open_dataset(config.name, root=root), config.eval_split)
 
 
 def _resolve(recipe: Recipe, device: torch.device) -> Recipe:

@@ -20,7 +20,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.eval import linear
 from mmvicreg.recipes import dump_recipe
 from mmvicreg.runs import open_run
-from mmvicreg.training.checkpoint import list_checkpoints
+from mmvicreg.training.checkpoint import list_checkpoints, load_checkpoint, save_data
 from mmvicreg.training.distributed import World
 from mmvicreg.training.loop import Trainer
 
@@ -63,6 +63,38 @@ def test_float64_goes_on_in_the_same_bits(
     assert isinstance(weights, dict)
     assert any(value.dtype == torch.float64 for value in weights.values())
     assert same(last_state(whole)["model"], weights)
+
+
+def test_options_that_earlier_versions_kept_and_nothing_read_are_forgiven(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--set inputs.text.tokenizer=words`` left the ``vocabulary`` of the recipe file in the run's."""
+    run = tmp_path / "run"
+    flags = as_flags("image-text", tiny_shapes, "inputs.text={tokenizer: words}", "training.epochs=1")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, "--device", "cpu", "--workers", "0") == 0
+    (file,) = list_checkpoints(run / "checkpoints")
+    content = load_checkpoint(file)
+    content["recipe"]["inputs"]["text"]["vocabulary"] = 200
+    save_data(file, content)
+    rewrite(run, lambda tree: tree["inputs"]["text"].update(vocabulary=200))
+    assert open_run(run).epochs_done == 1
+    assert open_run(run).resumed_recipe.inputs["text"]["vocabulary"] == 8000
+    assert resume(monkeypatch, run, "--set", "monitor.patience=50") == 0
+    assert open_run(run).recipe.monitor.patience == 50
+
+
+def test_a_split_to_judge_on_that_is_not_there_is_not_kept(
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = as_flags("image-text", tiny_shapes, "training.epochs=1")
+    assert mmvicreg(monkeypatch, "train", *flags, "--out", run, "--device", "cpu", "--workers", "0") == 0
+    assert resume(monkeypatch, run, "--set", "dataset.eval_split=vall") == 2
+    assert "dataset.eval_split: shapes" in (told := capsys.readouterr().err)
+    assert "no split 'vall'; did you mean 'val'" in told
+    assert open_run(run).recipe.dataset.eval_split is None
+    assert resume(monkeypatch, run, "--set", "dataset.eval_split=val") == 0
+    assert open_run(run).recipe.dataset.eval_split == "val"
 
 
 @pytest.mark.parametrize("captions", ["one", "all"])
