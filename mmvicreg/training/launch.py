@@ -184,10 +184,11 @@ def _keep_recipe(run: Run) -> Run:
     What judges or resumes it next goes by that: data that was moved is no longer where the run began.
     """
     before = open_run(run.path).recipe
-    if differences(before, run.recipe):
+    if told := differences(before, run.recipe):
         if run.recipe.training.epochs:  # a run of weights as they are needs no data
             _check_eval_splits(before, run.recipe)
         write_whole(run.path / RECIPE, dump_recipe(run.recipe))
+        say(f"what {run.path / RECIPE} says anew: {say_differences(told)}")
     return run
 
 

@@ -66,7 +66,7 @@ def test_float64_goes_on_in_the_same_bits(
 
 
 def test_options_that_earlier_versions_kept_and_nothing_read_are_forgiven(
-    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``--set inputs.text.tokenizer=words`` left the ``vocabulary`` of the recipe file in the run's."""
     run = tmp_path / "run"
@@ -81,6 +81,9 @@ def test_options_that_earlier_versions_kept_and_nothing_read_are_forgiven(
     assert open_run(run).resumed_recipe.inputs["text"]["vocabulary"] == 8000
     assert resume(monkeypatch, run, "--set", "monitor.patience=50") == 0
     assert open_run(run).recipe.monitor.patience == 50
+    shown = "".join(capsys.readouterr())
+    assert f"what {run / 'recipe.yaml'} says anew: monitor.patience: " in shown
+    assert "-> 50" in shown
 
 
 def test_a_split_to_judge_on_that_is_not_there_is_not_kept(
