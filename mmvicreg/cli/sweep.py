@@ -12,7 +12,7 @@ import typer
 from mmvicreg.errors import UserError
 
 if TYPE_CHECKING:
-    from mmvicreg.sweep import Result
+    from mmvicreg.sweep.finished import Result
 
 
 def sweep(
@@ -42,17 +42,10 @@ def sweep(
     """Train alternatives of a recipe, one after another, and judge them in one table: on validation data, or by
     their training."""
     from mmvicreg.registry import nearest
-    from mmvicreg.sweep import (
-        base_recipe,
-        changes,
-        finished,
-        read_sweep,
-        recipes,
-        run_sweep,
-        sweep_path,
-        with_seeds,
-    )
-    from mmvicreg.sweep_table import markdown, write_table
+    from mmvicreg.sweep.file import base_recipe, changes, read_sweep, recipes, sweep_path, with_seeds
+    from mmvicreg.sweep.finished import finished
+    from mmvicreg.sweep.run import run_sweep
+    from mmvicreg.sweep.table import markdown, write_table
 
     path = sweep_path(name)
     asked = read_sweep(path)
@@ -79,7 +72,7 @@ def sweep(
     folder = out if out is not None else Path("runs") / f"sweep-{path.stem}"
     command = shlex.join(["mmvicreg", *sys.argv[1:]])
     others = {key: value for key, value in plans.items() if key not in chosen}
-    done = {result.name: result for result in finished(asked, others, folder)}
+    done = {result.name: result for result in finished(asked, others, folder, with_not_finite=True)}
     results: list[Result] = []
     for result in run_sweep(asked, chosen, folder, devices=devices, device=device, workers=workers):
         done[result.name] = result

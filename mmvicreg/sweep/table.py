@@ -12,8 +12,9 @@ from typing import Any
 from mmvicreg.config import Recipe
 from mmvicreg.errors import UserError
 from mmvicreg.runs import write_whole
-from mmvicreg.sweep import Result, Sweep, changes
-from mmvicreg.sweep_training import HEADER, columns
+from mmvicreg.sweep.file import Sweep, changes
+from mmvicreg.sweep.finished import Result
+from mmvicreg.sweep.training import HEADER, columns
 
 RECALLS = ("R@1", "R@5", "R@10")
 SEEN = "†"
