@@ -129,12 +129,7 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             "splits with --train-split and --split"
         )
     labels = labels_of(train, data), labels_of(test, data)
-    if len(there := np.unique(labels[0])) == 1:
-        raise UserError(
-            f"all {len(train):,} samples of the training split '{train_split}' of {data.name} at {data.root} are of "
-            f"one class, '{data.classes[there[0]]}', so there is nothing for a classifier to tell apart; give data of "
-            "two classes at least (--data-root, --dataset), or another --train-split"
-        )
+    check_two_classes(labels[0], data, f"the training split '{train_split}' of {data.name} at {data.root}")
     seen = saw_split(run, data.name, split)
     doubt = in_doubt(run, data, test, seen=seen)
     return Labelled(
@@ -145,6 +140,31 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
 def image_branches(run: Run) -> list[str]:
     """Names of a run's branches that read pictures."""
     return [name for name, config in run.recipe.branches.items() if config.input == "image"]
+
+
+def check_two_classes(
+    labels: Integers,
+    data: DataSet,
+    where: str,
+    *,
+    way_out: str = "give data of two classes at least (--data-root, --dataset), or another --train-split",
+) -> None:
+    """Refuse training samples that are all of one class.
+
+    Args:
+        labels: ``(n,)`` class indices, at least one.
+        data: has the names of the classes.
+        where: what the samples are of, for the message.
+        way_out: what to do about it.
+
+    Raises:
+        UserError: they are.
+    """
+    if len(there := np.unique(labels)) == 1:
+        raise UserError(
+            f"all {len(labels):,} samples of {where} are of one class, '{data.classes[there[0]]}', so there is nothing "
+            f"for a classifier to tell apart; {way_out}"
+        )
 
 
 def image_branch(run: Run, asked: str | None) -> str:
