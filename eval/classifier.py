@@ -139,11 +139,18 @@ def train_run(
     """Train on a branch of a run as it is and, with ``initial_too``, on its initial weights, on the same batches.
 
     Raises:
-        UserError: as :func:`train_classifiers`.
+        UserError: weights that are not finite; as :func:`train_classifiers`.
     """
     models = [
         run.model(untrained=initial, device=world.device.type) for initial in (False, True)[: 1 + initial_too]
     ]
+    # no rate would help, which is what a loss that is not finite is told
+    state = models[0].branch(branch).encoder.state_dict()
+    if bad := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise UserError(
+            f"the encoder of branch '{branch}' of the run {run.path} has NaN or infinity in its weights, first in "
+            f"{bad[0]}; they are not usable: take an earlier checkpoint"
+        )
     learners = [
         Learner(model.branch(branch), found.classes, schedule, device=world.device, seed=reading.seed)
         for model in models
@@ -189,9 +196,9 @@ def train_classifiers(
                 losses = _train_epoch(world, learners, batches.epoch(epoch), bar.advance)
                 bar.say(f"epoch {epoch + 1}, loss {losses[0]:.3f}")
                 if not torch.isfinite(losses).all():
+                    flags = "rate (--lr)" if schedule.encoder_lr is None else "rates (--lr, --encoder-lr)"
                     raise UserError(
-                        f"the loss is not finite in epoch {epoch + 1} of the classifier: lower the rates (--lr, "
-                        "--encoder-lr)"
+                        f"the loss is not finite in epoch {epoch + 1} of the classifier: lower the {flags}"
                     )
     finally:
         batches.close()
@@ -351,7 +358,9 @@ class _Batches:
         self._order.current = epoch
         for size, batch in zip(self._order.sizes, self._loader, strict=True):
             if isinstance(batch, Failure):
-                raise UserError(batch.message)
+                raise UserError(
+                    f"{batch.message} (or go on without what cannot be read: --on-bad-sample skip)"
+                )
             item, labels = batch
             yield item, labels, len(labels) * self._world.size / size
 
