@@ -104,10 +104,15 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
     """Training and test samples of a data set with classes.
 
     Raises:
-        UserError: no such data set or split, nothing in it, samples without a class, or all of one, or in both splits;
-            a fold of other samples than the run held out.
+        UserError: no such data set or split, nothing in it, samples without a class, or of several, or all of one, or
+            in both splits; a fold of other samples than the run held out.
     """
     data, own = open_data(run, options)
+    if hasattr(data, "targets"):
+        raise UserError(
+            f"the pictures of {data.name} at {data.root} may show several classes each, and this protocol is for one "
+            "class a picture; judge them with mmvicreg eval svm, or name another --dataset"
+        )
     settings = run.recipe.dataset if own else run.recipe.trained_as(data.name)
     fold = settings.fold if settings else 1
     split = evaluation_split(data, options.split or (settings.eval_split if settings else None), fold=fold)
@@ -137,11 +142,6 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
     )
 
 
-def image_branches(run: Run) -> list[str]:
-    """Names of a run's branches that read pictures."""
-    return [name for name, config in run.recipe.branches.items() if config.input == "image"]
-
-
 def check_two_classes(
     labels: Integers,
     data: DataSet,
@@ -165,6 +165,11 @@ def check_two_classes(
             f"all {len(labels):,} samples of {where} are of one class, '{data.classes[there[0]]}', so there is nothing "
             f"for a classifier to tell apart; {way_out}"
         )
+
+
+def image_branches(run: Run) -> list[str]:
+    """Names of a run's branches that read pictures."""
+    return [name for name, config in run.recipe.branches.items() if config.input == "image"]
 
 
 def image_branch(run: Run, asked: str | None) -> str:
