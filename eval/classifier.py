@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmvicreg.branches.model import Branch
 from mmvicreg.branches.norm import synchronise_batchnorm
-from mmvicreg.encode import load_rows
+from mmvicreg.encode import load_rows, unreadable
 from mmvicreg.errors import UserError
 from mmvicreg.eval.labelled import Integers, Labelled
 from mmvicreg.eval.schedules import Schedule
@@ -187,6 +187,8 @@ def train_classifiers(
     if not isinstance(source, ImageInput):
         raise UserError(f"classifiers are trained on pictures, not on what {type(source).__name__} reads")
     batches = _Batches(world, _training_input(source, schedule), found, schedule, reading)
+    if not found.left_out:  # else all of them have been read
+        _check_test(world, source, found, reading)
     losses = torch.zeros(len(learners), dtype=torch.float64)
     try:
         with progress_bar(schedule.epochs * len(batches), "training", "step", visible=world.is_main) as bar:
@@ -211,6 +213,21 @@ def train_classifiers(
         )
         for credit, loss in zip(credits, losses, strict=True)
     ]
+
+
+def _check_test(world: World, source: Input, found: Labelled, reading: Reading) -> None:
+    """Refuse test samples that cannot be read now, and not after all the training, whose outcome would be lost.
+
+    Training samples are read in the first epoch.
+    """
+    faults = unreadable(
+        source, found.test, batch_size=reading.eval_batch, workers=reading.workers, world=world
+    )
+    if faults:
+        raise UserError(
+            f"{len(faults):,} of the {len(found.test):,} samples of '{found.split}' to test on cannot be read, "
+            f"the first: {faults[min(faults)]} (or go on without what cannot be read: --on-bad-sample skip)"
+        )
 
 
 def _train_epoch(world: World, learners: Sequence[Learner], batches: Iterator[Batch], advance: Any) -> Tensor:

@@ -16,7 +16,7 @@ from picture_runs import contents, mmvicreg, picture_run, write_pictures
 from PIL import Image
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import finetune, linear_image
+from mmvicreg.eval import classifier, finetune, linear_image
 from mmvicreg.eval.classification import is_whole, published_rows, show
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
@@ -181,6 +181,21 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train1-2\.png.*--on-bad-sample skip"):
         linear_image.run(made, epochs=1, batch_size=4, workers=0, device="cpu", baseline=False)
     assert not (made.path / "eval").exists()
+
+
+def test_a_test_picture_that_cannot_be_read_is_named_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pictures(tmp_path / "data", train=3, val=2)
+    for name in ("c01/val1-1.png", "c02/val2-0.png"):
+        (root / "val" / name).write_bytes(b"")
+    made = picture_run(tmp_path / "run", root)
+    monkeypatch.setattr(classifier, "_train_epoch", None)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 4, "workers": 0, "device": "cpu"}
+    told = r"2 of the 6 samples of 'val'.*the first: .*val1-1\.png.*--on-bad-sample skip"
+    for judge, more in ((linear_image.run, {}), (finetune.run, {"labels": "100%"})):
+        with pytest.raises(UserError, match=told):
+            judge(made, **options, **more)
 
 
 @pytest.mark.parametrize(
