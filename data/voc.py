@@ -83,7 +83,7 @@ class Voc07(Reader):
         ids: list[str] = []
         for name in CLASSES:
             path = lists / f"{name}_{split}.txt"
-            mine, column = _read_list(path)
+            mine, column = _read_list(path, self.card.way_out(self.root))
             if not ids:
                 ids = mine
             elif mine != ids:
@@ -118,12 +118,14 @@ class Voc07(Reader):
         return CLASSES
 
 
-def _read_list(path: Path) -> tuple[list[str], list[int]]:
-    """Picture ids and labels of one class's list."""
+def _read_list(path: Path, way_out: str) -> tuple[list[str], list[int]]:
+    """Picture ids and labels of one class's list; ``way_out``: where it is to be had."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}. {way_out}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: {error}; get it again. {way_out}") from error
     ids: list[str] = []
     labels: list[int] = []
     for number, line in enumerate(lines, start=1):

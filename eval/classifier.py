@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmvicreg.branches.model import Branch
 from mmvicreg.branches.norm import synchronise_batchnorm
-from mmvicreg.encode import load_rows
+from mmvicreg.encode import load_rows, unreadable
 from mmvicreg.errors import UserError
 from mmvicreg.eval.labelled import Integers, Labelled
 from mmvicreg.eval.schedules import Schedule
@@ -139,11 +139,18 @@ def train_run(
     """Train on a branch of a run as it is and, with ``initial_too``, on its initial weights, on the same batches.
 
     Raises:
-        UserError: as :func:`train_classifiers`.
+        UserError: weights that are not finite; as :func:`train_classifiers`.
     """
     models = [
         run.model(untrained=initial, device=world.device.type) for initial in (False, True)[: 1 + initial_too]
     ]
+    # no rate would help, which is what a loss that is not finite is told
+    state = models[0].branch(branch).encoder.state_dict()
+    if bad := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise UserError(
+            f"the encoder of branch '{branch}' of the run {run.path} has NaN or infinity in its weights, first in "
+            f"{bad[0]}; they are not usable: take an earlier checkpoint"
+        )
     learners = [
         Learner(model.branch(branch), found.classes, schedule, device=world.device, seed=reading.seed)
         for model in models
@@ -180,6 +187,8 @@ def train_classifiers(
     if not isinstance(source, ImageInput):
         raise UserError(f"classifiers are trained on pictures, not on what {type(source).__name__} reads")
     batches = _Batches(world, _training_input(source, schedule), found, schedule, reading)
+    if not found.left_out:  # else all of them have been read
+        _check_test(world, source, found, reading)
     losses = torch.zeros(len(learners), dtype=torch.float64)
     try:
         with progress_bar(schedule.epochs * len(batches), "training", "step", visible=world.is_main) as bar:
@@ -189,9 +198,9 @@ def train_classifiers(
                 losses = _train_epoch(world, learners, batches.epoch(epoch), bar.advance)
                 bar.say(f"epoch {epoch + 1}, loss {losses[0]:.3f}")
                 if not torch.isfinite(losses).all():
+                    flags = "rate (--lr)" if schedule.encoder_lr is None else "rates (--lr, --encoder-lr)"
                     raise UserError(
-                        f"the loss is not finite in epoch {epoch + 1} of the classifier: lower the rates (--lr, "
-                        "--encoder-lr)"
+                        f"the loss is not finite in epoch {epoch + 1} of the classifier: lower the {flags}"
                     )
     finally:
         batches.close()
@@ -204,6 +213,21 @@ def train_classifiers(
         )
         for credit, loss in zip(credits, losses, strict=True)
     ]
+
+
+def _check_test(world: World, source: Input, found: Labelled, reading: Reading) -> None:
+    """Refuse test samples that cannot be read now, and not after all the training, whose outcome would be lost.
+
+    Training samples are read in the first epoch.
+    """
+    faults = unreadable(
+        source, found.test, batch_size=reading.eval_batch, workers=reading.workers, world=world
+    )
+    if faults:
+        raise UserError(
+            f"{len(faults):,} of the {len(found.test):,} samples of '{found.split}' to test on cannot be read, "
+            f"the first: {faults[min(faults)]} (or go on without what cannot be read: --on-bad-sample skip)"
+        )
 
 
 def _train_epoch(world: World, learners: Sequence[Learner], batches: Iterator[Batch], advance: Any) -> Tensor:
@@ -351,7 +375,9 @@ class _Batches:
         self._order.current = epoch
         for size, batch in zip(self._order.sizes, self._loader, strict=True):
             if isinstance(batch, Failure):
-                raise UserError(batch.message)
+                raise UserError(
+                    f"{batch.message} (or go on without what cannot be read: --on-bad-sample skip)"
+                )
             item, labels = batch
             yield item, labels, len(labels) * self._world.size / size
 

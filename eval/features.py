@@ -134,9 +134,12 @@ def _read(path: Path, rows: int) -> Features | None:
     """What is there, or None where nothing whole is."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, or cut short
+    except Exception:  # absent, cut short, or overwritten, over which numpy raises many kinds
         return None
-    whole = found.ndim == 2 and len(found) == rows and found.dtype == np.float32
+    # of a zip archive numpy makes no array, whatever its name
+    whole = (
+        isinstance(found, np.ndarray) and found.ndim == 2 and len(found) == rows and found.dtype == np.float32
+    )
     return found if whole else None
 
 

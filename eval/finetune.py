@@ -24,7 +24,7 @@ from mmvicreg.eval.classification import (
     tops,
 )
 from mmvicreg.eval.classifier import Reading, train_run
-from mmvicreg.eval.labelled import DataOptions, Labelled, image_branch, labelled_data
+from mmvicreg.eval.labelled import DataOptions, Labelled, check_two_classes, image_branch, labelled_data
 from mmvicreg.eval.output import Report, command_line, save
 from mmvicreg.eval.readable import readable
 from mmvicreg.eval.schedules import FINETUNE, Schedule
@@ -103,16 +103,19 @@ def run(
         train_split: what is trained on; None: what the run was trained on, else ``train``.
         on_bad_sample: ``error`` stops at a picture that cannot be read; ``skip`` reads all of them once before, leaves
             such out and lists them in the run folder, ``eval/skipped-<data set>-finetune.jsonl``.
-        baseline: also train the run's own initial weights, on the same batches: supervised from scratch.
+        baseline: also train the run's own initial weights, on the same batches: supervised from scratch, or from what
+            the branch was started with (``--init``, ``encoder.weights``), and called so.
         devices: processes on this machine that share the work.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Returns:
-        What was written: ``top1`` and ``top5`` (None with ten classes or fewer), ``chance``, ``labels``,
-        ``labelled`` (samples), every number of the schedule, and what it was measured on.
+        What was written: ``top1`` and ``top5`` (None with ten classes or fewer), with ``baseline`` the same as
+        ``from_scratch_top1`` or ``initial_weights_top1``, ``chance``, ``labels``, ``labelled`` (samples), every number
+        of the schedule, and what it was measured on.
 
     Raises:
-        UserError: no such branch, data set or split, no labels, a subset that is not there, a number out of range.
+        UserError: no such branch, data set or split, no labels, a subset that is not there or is
+            of one class, a number out of range.
     """
     share = parse_labels(labels)
     percent = share if isinstance(share, float) else published_share(share)
@@ -157,6 +160,12 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         train=[whole.train[int(row)] for row in choice.rows],
         train_labels=whole.train_labels[choice.rows],
     )
+    check_two_classes(
+        found.train_labels,
+        found.data,
+        f"{found.data.name} at {found.data.root} that have labels ({choice.words})",
+        way_out="list pictures of two classes at least in the file that --labels names",
+    )
     if settings.where.on_bad_sample == "skip":
         found = readable(world, run, settings.branch, found, protocol="finetune")
     tested = train_run(
@@ -170,10 +179,12 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         reading=settings.reading,
     )
     # the second is there with a baseline alone
-    results = {name: asdict(one) for name, one in zip(("fine-tuned", "from scratch"), tested, strict=False)}
+    start = baseline_name(run, settings.branch)
+    results = {name: asdict(one) for name, one in zip(("fine-tuned", f"from {start}"), tested, strict=False)}
+    key = "from_scratch" if start == "scratch" else "initial_weights"
     report: Report = {
         **results["fine-tuned"],
-        **{f"from_scratch_{name}": value for name, value in results.get("from scratch", {}).items()},
+        **{f"{key}_{name}": value for name, value in results.get(f"from {start}", {}).items()},
         "labels": settings.labels,
         "labelled": len(found.train),
         "chosen": choice.words,
@@ -191,6 +202,14 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         _show(report, results)
         save(file, report)
     return report
+
+
+def baseline_name(run: Run, branch: str) -> str:
+    """What the baseline starts from: a branch that began with weights of elsewhere does not start from scratch."""
+    config = run.recipe.branches[branch]
+    begun = config.init is not None or config.encoder.get("weights", "none") != "none"
+    # where nothing was trained, random weights are in the place of those it holds
+    return "the weights before pretraining" if begun and not run.weights else "scratch"
 
 
 def _published(whole: Labelled, choice: Choice, branch: BranchConfig, schedule: Schedule) -> list[Report]:

@@ -104,10 +104,15 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
     """Training and test samples of a data set with classes.
 
     Raises:
-        UserError: no such data set or split, nothing in it, samples without a class, or all of one, or in both splits;
-            a fold of other samples than the run held out.
+        UserError: no such data set or split, nothing in it, samples without a class, or of several, or all of one, or
+            in both splits; a fold of other samples than the run held out.
     """
     data, own = open_data(run, options)
+    if hasattr(data, "targets"):
+        raise UserError(
+            f"the pictures of {data.name} at {data.root} may show several classes each, and this protocol is for one "
+            "class a picture; judge them with mmvicreg eval svm, or name another --dataset"
+        )
     settings = run.recipe.dataset if own else run.recipe.trained_as(data.name)
     fold = settings.fold if settings else 1
     split = evaluation_split(data, options.split or (settings.eval_split if settings else None), fold=fold)
@@ -129,17 +134,37 @@ def labelled_data(run: Run, options: DataOptions) -> Labelled:
             "splits with --train-split and --split"
         )
     labels = labels_of(train, data), labels_of(test, data)
-    if len(there := np.unique(labels[0])) == 1:
-        raise UserError(
-            f"all {len(train):,} samples of the training split '{train_split}' of {data.name} at {data.root} are of "
-            f"one class, '{data.classes[there[0]]}', so there is nothing for a classifier to tell apart; give data of "
-            "two classes at least (--data-root, --dataset), or another --train-split"
-        )
+    check_two_classes(labels[0], data, f"the training split '{train_split}' of {data.name} at {data.root}")
     seen = saw_split(run, data.name, split)
     doubt = in_doubt(run, data, test, seen=seen)
     return Labelled(
         data, own, train_split, split, train, labels[0], test, labels[1], seen or doubt is not None, doubt
     )
+
+
+def check_two_classes(
+    labels: Integers,
+    data: DataSet,
+    where: str,
+    *,
+    way_out: str = "give data of two classes at least (--data-root, --dataset), or another --train-split",
+) -> None:
+    """Refuse training samples that are all of one class.
+
+    Args:
+        labels: ``(n,)`` class indices, at least one.
+        data: has the names of the classes.
+        where: what the samples are of, for the message.
+        way_out: what to do about it.
+
+    Raises:
+        UserError: they are.
+    """
+    if len(there := np.unique(labels)) == 1:
+        raise UserError(
+            f"all {len(labels):,} samples of {where} are of one class, '{data.classes[there[0]]}', so there is nothing "
+            f"for a classifier to tell apart; {way_out}"
+        )
 
 
 def image_branches(run: Run) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from mmvicreg.encode import unreadable
 from mmvicreg.errors import UserError
-from mmvicreg.eval.labelled import Labelled
+from mmvicreg.eval.labelled import Labelled, check_two_classes
 from mmvicreg.eval.output import Report
 from mmvicreg.runs import Run
 from mmvicreg.samples import DataSet, Sample
@@ -79,7 +79,7 @@ def readable(world: World, run: Run, branch: str, found: Labelled, *, protocol: 
         protocol: its name, for the list's.
 
     Raises:
-        UserError: nothing is left on one side.
+        UserError: nothing is left on one side, or one class alone to train on.
     """
     skipped = find_skipped(run, [branch], [*found.train, *found.test], world=world)
     gone = {one.id for one in skipped}
@@ -91,6 +91,13 @@ def readable(world: World, run: Run, branch: str, found: Labelled, *, protocol: 
                 f"no sample of the split '{split}' of {found.data.name} at {found.data.root} can be read, the first: "
                 f"{skipped[0].reason}"
             )
+    if skipped:
+        check_two_classes(
+            found.train_labels[train],
+            found.data,
+            f"the training split '{found.train_split}' of {found.data.name} at {found.data.root} that can be read",
+            way_out=f"mend the others, the first: {skipped[0].reason}",
+        )
     return replace(
         found,
         train=[found.train[i] for i in train],

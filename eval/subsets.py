@@ -172,8 +172,10 @@ def rows_of(samples: Sequence[Sample], path: Path, *, classes: Sequence[str] = (
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list {path} is not text in UTF-8 ({error}); save it in UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise UserError(f"the list {path} names no files")

@@ -29,6 +29,8 @@ from mmvicreg.eval.classification import announce, published_rows, report_file, 
 from mmvicreg.eval.features import features
 from mmvicreg.eval.labelled import DataOptions, image_branch, open_data
 from mmvicreg.eval.output import Report, command_line, origin, save
+from mmvicreg.eval.tasks import saw_split
+from mmvicreg.eval.trained_data import in_doubt
 from mmvicreg.metrics import (
     average_precision,
     average_precision_11_point,
@@ -117,7 +119,7 @@ def run(
         encoder, and every class's average precision and C.
 
     Raises:
-        UserError: no such branch or data, data without several classes a picture, a class without positives.
+        UserError: no such branch or data, data without several classes a picture, a class with too few pictures.
     """
     if not costs or not all(np.isfinite(cost) and cost > 0 for cost in costs):
         raise UserError(f"values of C must be above 0, got {', '.join(map(str, costs)) or 'none'}")
@@ -136,6 +138,11 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         )
     samples = {split: data.samples(split) for split in ("trainval", "test")}
     announce(world, data)
+    check_targets(
+        data.targets("trainval"), data.targets("test"), classes_of(data)
+    )  # before anything is encoded
+    seen = saw_split(run, data.name, "test")
+    doubt = in_doubt(run, data, samples["test"], seen=seen)
     file = report_file(run, "svm", settings.branch, "test", data, own=own, changed=settings.changed)
     encoded: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
     for name in ("trained", "untrained") if settings.baseline else ("trained",):
@@ -160,6 +167,7 @@ def _judge(world: World, run: Run, settings: Settings) -> Report:
         for name, (train, test) in encoded.items()
     }
     report = _report(run, data, results, settings)
+    report |= {"seen_in_pretraining": seen or doubt is not None, "doubt": doubt}
     _show(report)
     save(file, report)
     return report
@@ -191,16 +199,10 @@ def judge_classes(
         grid: values of C.
 
     Raises:
-        UserError: a class with fewer positives in training than folds, or none in testing.
+        UserError: as :func:`check_targets`.
     """
+    check_targets(train_targets, test_targets, classes)
     x, y = _unit(train), _unit(test)
-    for place, name in enumerate(classes):
-        for targets, least, what in ((train_targets, FOLDS, "training"), (test_targets, 1, "test")):
-            positives = int((targets[:, place] == 1).sum())
-            if positives < least:
-                raise UserError(
-                    f"the class {name} has {positives} pictures among the {what} samples; {least} at least are needed"
-                )
     # LIBLINEAR lets go of Python's lock: threads share the features
     with (
         # large values of C do not converge within the protocol's sweeps
@@ -217,6 +219,31 @@ def judge_classes(
             found.append(job.result())
             bar.advance()
     return dict(zip(classes, found, strict=True))
+
+
+def check_targets(
+    train: npt.NDArray[np.integer], test: npt.NDArray[np.integer], classes: Sequence[str]
+) -> None:
+    """Refuse classes that no machine can be trained for or tested on.
+
+    Args:
+        train: ``(n, classes)``: 1, -1, or 0 for difficult.
+        test: ``(k, classes)``.
+        classes: their names.
+
+    Raises:
+        UserError: a class that fewer training pictures show, or do not show, than there are folds; one that no test
+            picture shows.
+    """
+    for place, name in enumerate(classes):
+        shown, tested = int((train[:, place] == 1).sum()), int((test[:, place] == 1).sum())
+        for count, least, what in (
+            (shown, FOLDS, "pictures among the training samples"),
+            (len(train) - shown, FOLDS, "training samples that do not show it"),
+            (tested, 1, "pictures among the test samples"),
+        ):
+            if count < least:
+                raise UserError(f"the class {name} has {count} {what}; {least} at least are needed")
 
 
 def _judge_class(

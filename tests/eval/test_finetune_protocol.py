@@ -21,9 +21,10 @@ from eval_stubs import StubData
 from picture_runs import contents, mmvicreg, picture_run, write_pictures
 from torch.nn import functional
 
+from mmvicreg.config import InitConfig
 from mmvicreg.data.download import Downloader
 from mmvicreg.errors import UserError
-from mmvicreg.eval import classification, classifier, subsets
+from mmvicreg.eval import classification, classifier, finetune, subsets
 from mmvicreg.eval.classifier import Learner, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import Schedule
@@ -122,6 +123,32 @@ def test_a_list_of_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "n01440764_1.JPEG" in told
 
 
+def test_a_list_of_one_class_teaches_nothing_and_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "one.txt"
+    listed.write_text("c01/train1-0.png\nc01/train1-3.png\n")
+    monkeypatch.setattr(finetune, "train_run", _interrupted)  # before the work
+    assert mmvicreg(monkeypatch, "eval", "finetune", run.path, "--labels", listed, "--device", "cpu") == 2
+    told = capsys.readouterr().err
+    assert f"all 2 samples of image-folder at {run.recipe.dataset.root}" in told
+    assert f"(those listed in {listed}) are of one class, 'c01'" in told
+
+
+def test_the_baseline_of_a_run_that_began_with_weights_is_not_from_scratch(run: Run) -> None:
+    def began(**update: Any) -> Run:
+        branch = run.recipe.branches["image"].model_copy(update=update)
+        return replace(run, recipe=run.recipe.model_copy(update={"branches": {"image": branch}}))
+
+    assert finetune.baseline_name(run, "image") == "scratch"
+    given = began(encoder={**run.recipe.branches["image"].encoder, "weights": "imagenet"})
+    for begun in (given, began(init=InitConfig(source="elsewhere"))):
+        assert finetune.baseline_name(begun, "image") == "the weights before pretraining"
+        training = begun.recipe.training.model_copy(update={"epochs": 0})  # the weights as they are
+        as_it_is = replace(begun, recipe=begun.recipe.model_copy(update={"training": training}))
+        assert finetune.baseline_name(as_it_is, "image") == "scratch"
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -198,6 +225,13 @@ def test_lists_that_do_not_fit(tmp_path: Path, lines: str, message: str) -> None
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
     (tmp_path / "list").write_text("b/1.png\na/2.png", encoding="utf-8-sig")  # as Windows' editors write it
     assert subsets.rows_of(samples, tmp_path / "list").tolist() == [1, 2]
+
+
+def test_a_list_that_a_spreadsheet_saved_is_told_how_to_be_saved(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("a/1.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"list\.txt is not text in UTF-8 .*; save it in UTF-8"):
+        subsets.rows_of([Sample(id="a/1.png")], listed)
 
 
 def test_a_list_in_another_unicode_form_than_the_folder(tmp_path: Path) -> None:

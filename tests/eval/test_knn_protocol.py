@@ -138,11 +138,16 @@ def test_what_changes_features_makes_them_anew(
     assert len(calls) == 6
 
     whole = next(path for path in kept() if "untrained" not in path.name)
-    whole.write_bytes(whole.read_bytes()[:-100])  # cut short
-    look()
-    assert len(calls) == 7
-    look()
-    assert len(calls) == 7
+    content = whole.read_bytes()
+    # cut short, and overwritten by something else
+    for number, damaged in enumerate(
+        (content[:-100], b"", b"PK\x03\x04" + content, content[:10] + b"{" * 99), 7
+    ):
+        whole.write_bytes(damaged)
+        look()
+        assert len(calls) == number
+        look()
+        assert len(calls) == number
 
 
 def _some_weight(content: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from picture_runs import contents, mmvicreg, picture_run, write_pictures
 from PIL import Image
 
 from mmvicreg.errors import UserError
-from mmvicreg.eval import finetune, linear_image
+from mmvicreg.eval import classifier, finetune, linear_image
 from mmvicreg.eval.classification import is_whole, published_rows, show
 from mmvicreg.eval.classifier import Learner, Order, Reading, train_classifiers
 from mmvicreg.eval.labelled import DataOptions, Labelled, labelled_data
 from mmvicreg.eval.schedules import FINETUNE, LINEAR, Schedule, linear_schedule
 from mmvicreg.eval.subsets import Choice
 from mmvicreg.inputs.image import ImageInput
-from mmvicreg.runs import Run
+from mmvicreg.runs import Run, open_run
 from mmvicreg.training.addressing import epoch_order, view_rng
 from mmvicreg.training.distributed import World
 
@@ -177,9 +178,24 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = root / "train" / "c01" / "train1-2.png"
     broken.write_bytes(broken.read_bytes()[:40])
     made = picture_run(tmp_path / "run", root)
-    with pytest.raises(UserError, match=r"train1-2\.png"):
+    with pytest.raises(UserError, match=r"train1-2\.png.*--on-bad-sample skip"):
         linear_image.run(made, epochs=1, batch_size=4, workers=0, device="cpu", baseline=False)
     assert not (made.path / "eval").exists()
+
+
+def test_a_test_picture_that_cannot_be_read_is_named_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pictures(tmp_path / "data", train=3, val=2)
+    for name in ("c01/val1-1.png", "c02/val2-0.png"):
+        (root / "val" / name).write_bytes(b"")
+    made = picture_run(tmp_path / "run", root)
+    monkeypatch.setattr(classifier, "_train_epoch", None)
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 4, "workers": 0, "device": "cpu"}
+    told = r"2 of the 6 samples of 'val'.*the first: .*val1-1\.png.*--on-bad-sample skip"
+    for judge, more in ((linear_image.run, {}), (finetune.run, {"labels": "100%"})):
+        with pytest.raises(UserError, match=told):
+            judge(made, **options, **more)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +208,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (("--schedule", "imagnet"), "did you mean 'imagenet'"),
         (("--branch", "text"), "no branch 'text'"),
         (("--batch-size", "1"), "raise --batch-size"),
-        (("--lr", "1e38", "--epochs", "3", "--workers", "0", "--no-baseline"), "the loss is not finite"),
+        (("--lr", "1e38", "--epochs", "3", "--workers", "0", "--no-baseline"), "lower the rate (--lr)\n"),
     ],
 )
 def test_linear_mistakes(
@@ -206,6 +222,20 @@ def test_linear_mistakes(
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+def test_weights_that_are_not_finite_are_not_put_down_to_the_rates(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run.path, folder, ignore=shutil.ignore_patterns("features", "eval"))
+    checkpoint = next((folder / "checkpoints").iterdir())
+    content = torch.load(checkpoint, weights_only=True)
+    name = next(name for name in content["model"] if ".encoder." in name and name.endswith("weight"))
+    content["model"][name][:] = float("nan")
+    torch.save(content, checkpoint)
+    options: dict[str, Any] = {"epochs": 1, "workers": 0, "device": "cpu"}
+    for judge, more in ((linear_image.run, {}), (finetune.run, {"labels": "100%"})):
+        with pytest.raises(UserError, match=r"branch 'image' .* NaN or infinity.*earlier checkpoint"):
+            judge(open_run(folder), **options, **more)
 
 
 def test_a_run_that_is_not_there_is_said_whatever_else_is_asked(

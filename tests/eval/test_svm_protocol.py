@@ -17,6 +17,7 @@ from voc_layout import write_voc
 from mmvicreg.data.voc import CLASSES
 from mmvicreg.errors import UserError
 from mmvicreg.eval import svm
+from mmvicreg.eval.labelled import DataOptions, labelled_data
 from mmvicreg.metrics import average_precision_11_point, interpolated_average_precision
 
 COSTS = (0.01, 0.1, 1.0, 10.0)
@@ -73,6 +74,14 @@ def test_a_class_that_nobody_shows_is_named() -> None:
         svm.judge_classes(x, y, few, test, ("a", "b", "c"), grid=COSTS)
 
 
+def test_a_class_that_every_picture_shows_is_named() -> None:
+    (x, train), (y, test) = _data(40, 0), _data(40, 1)
+    train[:, 1] = 1
+    train[0, 1] = 0  # a difficult one counts as a negative in training
+    with pytest.raises(UserError, match="the class b has 1 training samples that do not show it; 3"):
+        svm.judge_classes(x, y, train, test, ("a", "b", "c"), grid=COSTS)
+
+
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,9 +101,42 @@ def test_the_command(
     assert {values["C"] for values in report["per_class"].values()} <= {0.01, 1.0}
     assert report["mAP"] > report["chance"]
     assert (report["train"], report["test"], report["published"]) == (30, 16, [])
+    assert (report["seen_in_pretraining"], report["doubt"]) == (False, None)
     printed = capsys.readouterr().out
     assert "mAP (VOC07's 11 points)" in printed
+    assert "Pretraining saw" not in printed
     assert mmvicreg(monkeypatch, "eval", "svm", run.path, "--dataset", "image-folder") == 2
     assert "does not say which of several classes" in capsys.readouterr().err
     assert mmvicreg(monkeypatch, "eval", "svm", run.path, "--costs", "0,1") == 2
     assert "above 0" in capsys.readouterr().err
+
+
+def test_a_run_that_was_pretrained_on_the_test_pictures_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_voc(tmp_path / "voc")
+    split = "dataset.train_split=trainval+test"
+    run = picture_run(tmp_path / "run", tmp_path / "voc", split, dataset="voc07")
+    report = svm.run(run, costs=(1.0,), baseline=False, device="cpu")
+    assert (report["seen_in_pretraining"], report["doubt"]) == (True, None)
+    assert "Pretraining saw the pictures of 'test'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_class_without_pictures_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_voc(tmp_path / "voc")
+    file = tmp_path / "voc" / "ImageSets" / "Main" / "cat_test.txt"
+    file.write_text(file.read_text().replace("  1\n", " -1\n"))
+    run = picture_run(tmp_path / "run", write_pictures(tmp_path / "data", train=3, val=2))
+    monkeypatch.setattr(svm, "features", None)  # what encodes
+    with pytest.raises(UserError, match="the class cat has 0 pictures among the test samples"):
+        svm.run(run, data_root=tmp_path / "voc", device="cpu")
+
+
+def test_the_other_protocols_send_its_pictures_here(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc")
+    run = picture_run(tmp_path / "run", write_pictures(tmp_path / "data", train=3, val=2))
+    where = DataOptions(tmp_path / "voc", "voc07", split="test", train_split="trainval")
+    with pytest.raises(UserError, match=r"several classes each.*mmvicreg eval svm"):
+        labelled_data(run, where)

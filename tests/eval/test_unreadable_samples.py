@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from picture_runs import mmvicreg, picture_run, write_pictures
@@ -155,6 +156,26 @@ def test_a_split_of_which_nothing_is_left_is_refused(pictures: tuple[Run, Path])
         truncate(picture)
     with pytest.raises(UserError, match=r"no sample of the split 'val' of image-folder at .* can be read"):
         knn.run(run, k=(3,), device="cpu", baseline=False, on_bad_sample="skip")
+
+
+def test_one_class_that_is_left_is_refused(pictures: tuple[Run, Path]) -> None:
+    run, root = pictures
+    for label in (0, 2):
+        for picture in (root / "train" / f"c{label:02d}").iterdir():
+            truncate(picture)
+    options: dict[str, Any] = {"device": "cpu", "baseline": False, "on_bad_sample": "skip"}
+    of_one = (
+        r"all 3 samples of the training split 'train' of image-folder at .* are of one class, 'c01'.*mend the others, "
+        r"the first: cannot decode the picture .*train0-0\.png"
+    )
+    for judge, more in (
+        (knn.run, {"k": (3,)}),
+        (linear_image.run, {"epochs": 1, "batch_size": 3, "workers": 0}),
+        (linear_image.run, {"quick": True}),
+        (finetune.run, {"labels": "100%", "epochs": 1, "batch_size": 3, "workers": 0}),
+    ):
+        with pytest.raises(UserError, match=of_one):
+            judge(run, **more, **options)
 
 
 def test_a_wrong_word_is_refused(
