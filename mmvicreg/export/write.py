@@ -125,12 +125,8 @@ def _workshop(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` to write in, gone in the end, after a SIGTERM too; those of killed exports go first."""
     prefix = f".{out.name}.exporting-"
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in [
-        path for path in out.parent.iterdir() if path.name.startswith(prefix) and free(path / "lock")
-    ]:
-        if (before := left / "made" / _old(out.name)).exists() and not out.exists():
-            before.rename(out)  # killed between the two renames of a folder
-        shutil.rmtree(left, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a folder that may be written to and not listed, say
+        _sweep(out, prefix)
     with (
         _ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as folder,
@@ -139,6 +135,16 @@ def _workshop(out: Path) -> Iterator[Path]:
         place = Path(folder) / "made"
         place.mkdir()
         yield place
+
+
+def _sweep(out: Path, prefix: str) -> None:
+    """Remove what killed exports to ``out`` left beside it."""
+    for left in [path for path in out.parent.iterdir() if path.name.startswith(prefix)]:
+        if not free(left / "lock"):
+            continue
+        if (before := left / "made" / _old(out.name)).exists() and not out.exists():
+            before.rename(out)  # killed between the two renames of a folder
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
