@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+"""What the system says of paths that it would not even look at for this user."""
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a key, a name, a number.
@@ -25,4 +30,16 @@ def for_want_of_memory(error: BaseException) -> UserError | None:
     return UserError(
         f"there is not enough memory ({said or type(error).__name__}); take a smaller batch, shape or width, or train "
         "the same batch in parts with --micro-batch"
+    )
+
+
+def for_want_of_access(error: OSError) -> UserError | None:
+    """What to tell the user where the system refuses a path of theirs; None for other errors.
+
+    Asking whether a path is there already raises where a folder on the way may not be entered.
+    """
+    if error.errno not in CLOSED or error.filename is None:
+        return None
+    return UserError(
+        f"{error.filename}: {error.strerror}; name another place, or have access to it given to you"
     )

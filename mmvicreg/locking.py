@@ -64,6 +64,23 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
         os.close(handle)
 
 
+def free(file: Path) -> bool:
+    """Whether a file made for :func:`locked` is there and its holder gone; False where that cannot be told."""
+    try:
+        import fcntl
+
+        handle = os.open(file, os.O_RDWR)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
 def _taken(flock: Callable[[int, int], None], handle: int, operation: int) -> bool:
     try:
         flock(handle, operation)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -22,9 +21,6 @@ from mmvicreg.registry import PAIRS, nearest
 
 _BY_NAME = {"frontend", "encoder", "objective", "augmentation", "worker_augmentation"}
 """Parts of a recipe that may be given by their name alone."""
-
-_TOKENIZERS = MappingProxyType({"vocabulary": "sentencepiece", "min_count": "words"})
-"""Options of ``inputs.text`` that one tokenizer alone reads."""
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What YAML, or its encoding, is refused with; ValueError: a date such as 2024-13-45, RecursionError: [[[[..."""
@@ -148,8 +144,10 @@ def _without_unread(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     text = inputs.get("text") if isinstance(inputs, Mapping) else None
     if not isinstance(inputs, Mapping) or not isinstance(text, Mapping):
         return tree
-    tokenizer = text.get("tokenizer", "sentencepiece")
-    read = {key: value for key, value in text.items() if _TOKENIZERS.get(key, tokenizer) == tokenizer}
+    from mmvicreg.inputs.text import READ_BY, TextInput
+
+    tokenizer = text.get("tokenizer", TextInput.Config.model_fields["tokenizer"].default)
+    read = {key: value for key, value in text.items() if READ_BY.get(key, tokenizer) == tokenizer}
     return {**tree, "inputs": {**inputs, "text": read}}
 
 

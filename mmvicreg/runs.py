@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PARTS = frozenset({"model", "optimizer", "monitor", "inputs", "data", "position"})
 RECIPE, CHECKPOINTS, INITIAL = "recipe.yaml", "checkpoints", "initial.pt"
 _FREE = re.compile(
-    r"evaluation\.|monitor\.|training\.(keep_|log_every:)|inputs\.[^.]+\.cache:"
+    r"(evaluation|monitor)[.:]|training\.(keep_|log_every:)|inputs\.[^.]+\.cache:"
     r"|(sources\.[^.]+\.)?dataset\.(root|on_bad_sample|eval_split):"
 )
 """Keys, as :func:`differences` has them, that no weight depends on; a resumed run may be told them anew."""

@@ -194,6 +194,8 @@ def bench_step(wanted: Settings) -> list[StepCost]:
     apart = _distance([*branch.encoder.parameters(), *branch.expander.parameters()], authors.weights)
     apart /= _distance(start, authors.weights)
     del start
+    for network in (authors.network, ours.model):
+        network.zero_grad(set_to_none=True)  # a GPU would count them as there before, a CPU as the step's own
     memory = {
         name: peak_memory(lambda step=step: step(_ignore), torch.device(device))  # type: ignore[misc]
         for name, step in steps.items()

@@ -23,6 +23,10 @@ from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError, for_want_of_memory
 
 WAY_OUT = "give the path of a downloaded file, or train from scratch with weights: none"
+PLAIN = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
+)
+"""Types whose numbers are the weights themselves, as those of quantised files are not."""
 AUTHORS_PREFIX = "module.backbone."
 """Of the encoder's names in the checkpoints that the authors' training writes."""
 
@@ -38,7 +42,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Raises:
         UserError: no such file, a server that refuses, a file that is truncated, holds code or is no state dict,
-            or a tensor that is not finite.
+            or a tensor that is quantised, sparse, complex, without its numbers, or not finite.
     """
     path = _local(source)
     state = _read(path, source)
@@ -51,8 +55,17 @@ def read_weights(source: str) -> dict[str, Tensor]:
         state = inner or state["model"]
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"the weights {source} are not a state dict of tensors; {WAY_OUT}")
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
+    ):
+        raise UserError(f"the weights {source} are not a state dict of tensors by name; {WAY_OUT}")
+    if odd := [f"{key}: {kind}" for key, value in state.items() if (kind := _odd(value))]:
+        raise UserError(
+            f"the weights {source} are not plain numbers ({_some(odd)}), so "
+            f"that they cannot be trained on; {WAY_OUT}"
+        )
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"the weights {source} hold NaN or infinity in {_some(bad)}; {WAY_OUT}")
@@ -83,13 +96,19 @@ def fetch(url: str) -> Path:
     Raises:
         UserError: the server refuses or keeps failing, there is no room, or the checksum is wrong.
     """
-    name = Path(unquote(urlsplit(url).path)).name or "weights"
+    try:
+        name = Path(unquote(urlsplit(url).path)).name or "weights"
+    except ValueError as error:
+        raise _no_address(url, error) from error
     folder = cache_folder() / "weights" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / name
     if path.is_file():
         return path
     downloader = registry.DOWNLOADERS.load("http")
-    downloader(moved=WAY_OUT).fetch(url, path)
+    try:
+        downloader(moved=WAY_OUT).fetch(url, path)
+    except ValueError as error:  # letters that no request may hold, a host that is none
+        raise _no_address(url, error) from error
     told = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     if told is not None and not told[1].isdigit():
         with path.open("rb") as stream:
@@ -101,6 +120,12 @@ def fetch(url: str) -> Path:
                 f"removed: try again, or {WAY_OUT}"
             )
     return path
+
+
+def _no_address(url: str, error: ValueError) -> UserError:
+    return UserError(
+        f"{url} is not an address that can be asked ({error}); write letters beyond ASCII as %XX, or {WAY_OUT}"
+    )
 
 
 def _local(source: str) -> Path:
@@ -135,7 +160,7 @@ def _read(path: Path, source: str) -> Any:
 def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], *, what: str, way_out: str | Callable[[], str]
 ) -> None:
-    """Load ``state`` into ``module``; every key must be there, in its shape, and no other.
+    """Load ``state`` into ``module``; every key must be there, in its shape, and no other; no integers for weights.
 
     BatchNorm's count of batches may lack, as in files from before torch 0.4.1: it is 0 then, as torch has it.
 
@@ -163,6 +188,14 @@ def load_strictly(
                     if key in state and state[key].shape != own[key].shape
                 ],
             ),
+            (
+                "of whole numbers",
+                [
+                    key
+                    for key, value in own.items()
+                    if value.is_floating_point() and key in state and not state[key].is_floating_point()
+                ],
+            ),
         )
         if keys
     ]
@@ -181,6 +214,15 @@ def _counts(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
         if counts and f"{prefix}running_var" in state:
             found[f"{prefix}num_batches_tracked"] = torch.tensor(0)
     return found
+
+
+def _odd(value: Tensor) -> str | None:
+    """What of a tensor keeps it from being weights; None where nothing does."""
+    if value.layout is not torch.strided:
+        return str(value.layout).removeprefix("torch.")
+    if value.is_meta:
+        return "without numbers"
+    return None if value.dtype in PLAIN else str(value.dtype).removeprefix("torch.")
 
 
 def _some(keys: Sequence[str], most: int = 4) -> str:

@@ -13,7 +13,7 @@ import mmvicreg.cli.evaluate as evaluate
 import mmvicreg.cli.export as export
 import mmvicreg.cli.sweep as sweep
 import mmvicreg.cli.train as train
-from mmvicreg.errors import UserError, for_want_of_memory
+from mmvicreg.errors import UserError, for_want_of_access, for_want_of_memory
 
 app = typer.Typer(
     name="mmvicreg",
@@ -52,10 +52,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (MemoryError, RuntimeError) as error:
-        if (short := for_want_of_memory(error)) is None:
+    except (MemoryError, RuntimeError, OSError) as error:
+        told = for_want_of_access(error) if isinstance(error, OSError) else for_want_of_memory(error)
+        if told is None:
             raise
-        print(f"error: {short}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -171,10 +171,13 @@ def _recipe(
 
     if pair is None:
         if resume:
+            keys = [*overrides, *(text.partition("=")[0].strip() for text in settings)]
+            others = ", ".join(key for key in keys if not _may_change(key))
             raise UserError(
                 "--resume takes the run folder alone (--out RUN), where its data is now (--data-root DIR, --set "
                 "sources.NAME.dataset.root=DIR) and what decides no weight (--set monitor.patience=100), or the flags "
                 "the run was started with, --pair too"
+                + (f"; {others} is none of these (name every key of a mapping by itself)" if others else "")
             )
         raise UserError(f"name the pair: --pair {' or --pair '.join(registry.PAIRS)}")
     check_pair(pair)

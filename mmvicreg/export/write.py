@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from mmvicreg.export.check import Verdict, check
 from mmvicreg.export.describe import preprocessing
 from mmvicreg.export.formats import FORMATS, Format, Loading, missing
 from mmvicreg.export.subject import Subject, open_subject
+from mmvicreg.locking import free, locked
 from mmvicreg.registry import nearest
 from mmvicreg.runs import Run
 
@@ -54,7 +58,7 @@ def export(
     Raises:
         UserError: an unknown branch or format, an encoder that the format cannot hold, something in the way, a
             package that is not installed, a full disk, or a difference found by the check. Nothing is left behind,
-            and what was there before stays.
+            and what was there before stays; what a SIGKILL leaves behind goes with the next export to this place.
     """
     chosen = _format(format, prove=prove)
     if out is None:
@@ -62,9 +66,7 @@ def export(
     _check_way(out, format, overwrite=overwrite)
     subject = open_subject(run, branch)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            place = Path(folder)
+        with _workshop(out) as place:
             loading = chosen.write(subject, place / out.name)
             described = place / out.name if not chosen.suffixes else place
             about = _about(subject, loading, format, out, described)
@@ -103,19 +105,68 @@ def _check_way(out: Path, name: str, *, overwrite: bool) -> None:
     chosen = FORMATS[name]
     if chosen.suffixes and out.suffix not in chosen.suffixes:
         raise UserError(f"--out {out}: a file of {name} ends in {' or '.join(chosen.suffixes)}")
-    there = [path for path in (out, out.with_name(f"{out.name}.json")) if path.exists()]
-    if there and not overwrite:
-        raise _in_the_way(there[0])
     if out.exists() and out.is_dir() and chosen.suffixes:
         raise UserError(f"--out {out} is a folder; name a file")
     if out.exists() and not chosen.suffixes and not (out.is_dir() and (out / "export.json").is_file()):
         raise UserError(
             f"--out {out} is not an earlier export's folder; name another, it will not be replaced"
         )
+    there = [path for path in (out, out.with_name(f"{out.name}.json")) if path.exists()]
+    if there and not overwrite:
+        raise _in_the_way(there[0])
 
 
 def _in_the_way(path: Path) -> UserError:
     return UserError(f"{path} exists; give --overwrite to replace it, or --out another name")
+
+
+@contextlib.contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to write in, gone in the end, after a SIGTERM too; those of killed exports go first."""
+    prefix = f".{out.name}.exporting-"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a folder that may be written to and not listed, say
+        _sweep(out, prefix)
+    with (
+        _ended_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix=prefix, dir=out.parent) as folder,
+        locked(Path(folder) / "lock", create=True),
+    ):
+        place = Path(folder) / "made"
+        place.mkdir()
+        yield place
+
+
+def _sweep(out: Path, prefix: str) -> None:
+    """Remove what killed exports to ``out`` left beside it."""
+    for left in [path for path in out.parent.iterdir() if path.name.startswith(prefix)]:
+        if not free(left / "lock"):
+            continue
+        if (before := left / "made" / _old(out.name)).exists() and not out.exists():
+            before.rename(out)  # killed between the two renames of a folder
+        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have a SIGTERM end the process as Ctrl-C does, with everything that is to be done at an end."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _old(name: str) -> str:
+    """What a folder that is to be replaced is called meanwhile."""
+    return f"{name}.old"
 
 
 def _move(path: Path, target: Path) -> None:
@@ -123,11 +174,11 @@ def _move(path: Path, target: Path) -> None:
     if not target.is_dir():
         path.replace(target)
         return
-    old = path.with_name(f"{path.name}.old")
-    target.rename(old)
+    old = path.with_name(_old(path.name))
     try:
+        target.rename(old)
         path.rename(target)
-    except OSError:
+    except BaseException:  # a signal between the two as well
         with contextlib.suppress(OSError):
             old.rename(target)
         raise
@@ -151,7 +202,7 @@ def _about(subject: Subject, loading: Loading, format: str, out: Path, folder: P
             for name, value in (loading.inputs or subject.inputs).items()
         },
         "representation": int(subject.branch.encoder.out_features),
-        "preprocessing": preprocessing(subject, folder, out.stem if out.suffix else out.name),
+        "preprocessing": preprocessing(subject, folder, out.name),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,6 +27,9 @@ from mmvicreg.strict import Strict
 
 LOOKED_AT = 100_000
 """So many captions are tokenised before a run to say how many are cut; a transformers tokenizer takes 10 s and more."""
+
+READ_BY = MappingProxyType({"vocabulary": "sentencepiece", "min_count": "words"})
+"""Options that one tokenizer alone reads -> which."""
 
 
 class TextInput(Input):
@@ -55,7 +59,7 @@ class TextInput(Input):
         @model_validator(mode="after")
         def _options_of_its_own(self) -> TextInput.Config:
             # a saved recipe names every option, so what is at its default is not held against it
-            for option, name in {"vocabulary": "sentencepiece", "min_count": "words"}.items():
+            for option, name in READ_BY.items():
                 default = type(self).model_fields[option].default
                 if self.tokenizer != name and getattr(self, option) != default:
                     raise ValueError(

@@ -42,6 +42,27 @@ def test_both_take_the_same_step() -> None:
     assert "it is in neither the seconds nor the ratio" in str(shown.caption)
 
 
+def test_gradients_count_as_memory_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left from the step before, they would be part of what a GPU has in use when the measuring begins."""
+    made: list[Ours] = []
+    begun = Ours.__init__
+
+    def noted(self: Ours, *arguments: Any) -> None:
+        begun(self, *arguments)
+        made.append(self)
+
+    def measured(function: Callable[[], object], _: torch.device) -> int:
+        left.append(sum(p.grad is not None for p in made[0].model.parameters()))
+        function()
+        return 1
+
+    left: list[int] = []
+    monkeypatch.setattr(Ours, "__init__", noted)
+    monkeypatch.setattr("mmvicreg.bench.step.peak_memory", measured)
+    bench_step(TINY)
+    assert left == [0, 0]
+
+
 def test_each_is_taken_with_cudnn_as_its_own_script_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """And each input is measured in turns, after a pass that is not timed."""
     flags, found, passes = torch.backends.cudnn, {}, []

@@ -107,6 +107,24 @@ def test_a_server_that_refuses_is_named_with_what_it_says(server: Server) -> Non
         read_weights(f"{server.url}/nothing.pth")
 
 
+@pytest.mark.parametrize("path", ["[::1/net.pth", "127.0.0.1:1/n\u00e4tz.pth", "x" * 70 + ".invalid/net.pth"])
+def test_an_address_that_is_none_is_named(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"net|n\u00e4tz") as error:
+        read_weights(f"http://{path}")
+    assert f"http://{path} is not an address that can be asked (" in str(error.value)
+    assert "give the path of a downloaded file" in str(error.value)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    """Copied into an encoder they were taken for its weights without a word."""
+    state = dict(torchvision.models.resnet18().state_dict())
+    state["bn1.weight"] = torch.ones(64, dtype=torch.int64)
+    saved(state, tmp_path / "r18.pth")
+    with pytest.raises(UserError, match=r"do not fit \(1 of whole numbers: bn1\.weight\)"):
+        ResNet18(ResNet18.Config(weights=str(tmp_path / "r18.pth")), InputSpec("image", channels=3))
+
+
 def test_imagenet_weights_come_from_where_torchvision_says(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +162,11 @@ def test_files_that_are_no_weights_are_named_with_their_fault(tmp_path: Path) ->
     (tmp_path / "cut.safetensors").write_bytes(whole[:40])
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pth")
+    torch.save({0: torch.ones(2)}, tmp_path / "numbers.pth")
+    for kind in (torch.float8_e4m3fn, torch.int8, torch.complex64):
+        torch.save({"w": torch.ones(2).to(kind)}, tmp_path / f"{kind}.pth")
+    torch.save({"w": torch.ones(2).to_sparse()}, tmp_path / "sparse.pth")
+    torch.save({"w": torch.ones(2, device="meta")}, tmp_path / "meta.pth")
     save_file({"w": torch.ones(2)}, tmp_path / "good.safetensors")
     for name, fault in {
         "cut.pth": r"truncated",
@@ -151,6 +174,12 @@ def test_files_that_are_no_weights_are_named_with_their_fault(tmp_path: Path) ->
         "list.pth": r"not a state dict of tensors",
         "nan.pth": r"hold NaN or infinity in w",
         "absent.pth": r"no weights file",
+        "numbers.pth": r"not a state dict of tensors by name",
+        "torch.float8_e4m3fn.pth": r"not plain numbers \(w: float8_e4m3fn\)",
+        "torch.int8.pth": r"not plain numbers \(w: int8\)",
+        "torch.complex64.pth": r"not plain numbers \(w: complex64\)",
+        "sparse.pth": r"not plain numbers \(w: sparse_coo\)",
+        "meta.pth": r"not plain numbers \(w: without numbers\)",
     }.items():
         with pytest.raises(UserError, match=fault) as error:
             read_weights(str(tmp_path / name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmvicreg.errors import UserError
 from mmvicreg.export import formats
 from mmvicreg.export.subject import Subject, open_subject
 from mmvicreg.export.write import export
+from mmvicreg.locking import locked
 from mmvicreg.runs import Run, open_run
 
 
@@ -95,6 +97,8 @@ def test_a_residual_network_is_transformers_too(sounds: Run, tmp_path: Path) -> 
     (out / "export.json").rename(out / "diary.txt")
     with pytest.raises(UserError, match=r"not an earlier export's folder"):
         export(sounds, "mel", format="transformers", out=out, overwrite=True)
+    with pytest.raises(UserError, match=r"not an earlier export's folder"):  # --overwrite would not help
+        export(sounds, "mel", format="transformers", out=out)
     (out / "diary.txt").rename(out / "export.json")
     export(sounds, "mel", format="transformers", out=out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
@@ -276,3 +280,54 @@ def test_a_full_disk_leaves_what_was_there(
         export(captions, "image", format="torchvision", out=out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["image.pth"]
     assert out.read_text() == "the one of yesterday"
+
+
+def test_formats_of_one_name_have_their_own_tokenizers(captions: Run, tmp_path: Path) -> None:
+    """The second was refused, as it would have replaced the first one's."""
+    for suffix in ("safetensors", "pt2"):
+        export(captions, "text", format=suffix, out=tmp_path / f"text.{suffix}")
+        _, about = load(tmp_path / f"text.{suffix}")
+        assert about["preprocessing"]["file"] == f"text.{suffix}.sentencepiece.model"
+    assert len(list(tmp_path.glob("*.sentencepiece.model"))) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_export_leaves_nothing_behind(
+    views: dict[str, Run], number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "b", Path.rename
+    export(views["resnet"], "image", format="transformers", out=out)
+    before = (out / "export.json").read_bytes()
+    settled = signal.getsignal(signal.SIGTERM)
+
+    def stopped(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == out:  # the old folder is out of the way, the new one not yet in its place
+            signal.raise_signal(number)
+        return moved
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        export(views["resnet"], "image", format="transformers", out=out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    assert (out / "export.json").read_bytes() == before
+    assert signal.getsignal(signal.SIGTERM) == settled
+
+
+def test_what_a_killed_export_left_goes_and_what_it_had_put_aside_comes_back(
+    captions: Run, tmp_path: Path
+) -> None:
+    killed, running = tmp_path / ".image.pth.exporting-a", tmp_path / ".image.pth.exporting-b"
+    for folder in (killed, running):
+        (folder / "made").mkdir(parents=True)
+        (folder / "made" / "image.pth").write_text("a part")
+        (folder / "lock").touch()
+    with locked(running / "lock", create=True):
+        export(captions, "image", format="torchvision", out=tmp_path / "image.pth")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "image.pth", "image.pth.json"]
+    killed = tmp_path / ".folder.exporting-a"
+    (killed / "made" / "folder.old").mkdir(parents=True)
+    (killed / "lock").touch()
+    with pytest.raises(UserError, match=r"folder exists; give --overwrite"):
+        export(captions, "image", format="transformers", out=tmp_path / "folder")
+    assert not killed.exists()

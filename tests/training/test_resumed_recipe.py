@@ -243,7 +243,23 @@ def test_a_run_that_the_monitor_stopped_goes_on_as_its_message_says(
         3,
     )
     assert resume(monkeypatch, run, "--set", "optimizer.lr=1") == 2
-    assert "--resume takes the run folder alone" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--resume takes the run folder alone" in told
+    assert "; optimizer.lr is none of these" in told
+
+
+def test_a_mapping_that_decides_no_weight_is_taken_as_its_keys_are(
+    tiny_tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a run that begins, the mapping takes the place of the one that was there."""
+    _, half = begin(monkeypatch, tiny_tones, tmp_path, "monitor.min_rank=1")
+    assert resume(monkeypatch, half, "--set", "training={keep_checkpoints: 3}") == 2
+    assert "; training is none of these (name every key of a mapping by itself)" in capsys.readouterr().err
+    mappings = ("--set", "monitor={patience: 50}", "--set", "evaluation={space: representation}")
+    assert resume(monkeypatch, half, *mappings) == 0
+    recipe = open_run(half).recipe
+    assert (recipe.monitor.patience, recipe.monitor.min_rank) == (50, 2)
+    assert recipe.evaluation.space == "representation"
 
 
 def test_data_that_was_moved_is_found_again_afterwards(
