@@ -108,8 +108,8 @@ class ResNet(nn.Module):
             stems: dict[tuple[int, ...], str] = {(3, 3): "true", (7, 7): "false"}
             small = stems.get(tuple(given["conv1.weight"][2:]))
             if small is not None:
-                return f"set the encoder's small_stem to {small}, as they were trained, or weights: none"
-        return f"{_belonging(state)}choose the encoder they were trained with, or weights: none"
+                return f"set the encoder's small_stem to {small}, as they were trained, or train from scratch (weights: none, no --init)"
+        return f"{_belonging(state)}choose the encoder they were trained with, or train from scratch (weights: none, no --init)"
 
 
 class ResNet18(ResNet):

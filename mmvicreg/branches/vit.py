@@ -76,7 +76,7 @@ class ViTSmall(nn.Module):
             self.network,
             {key: value for key, value in state.items() if not key.startswith("heads.")},
             what=f"{what}, for vit_small,",
-            way_out="choose the encoder and inputs.image.size they were trained with, or weights: none",
+            way_out="choose the encoder and inputs.image.size they were trained with, or train from scratch (weights: none, no --init)",
         )
 
 

@@ -22,7 +22,7 @@ from mmvicreg import registry
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError, for_want_of_memory
 
-WAY_OUT = "give the path of a downloaded file, or train from scratch with weights: none"
+WAY_OUT = "give the path of a downloaded file, or train from scratch (weights: none, no --init)"
 PLAIN = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
 )

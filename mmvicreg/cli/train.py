@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +107,7 @@ def train(
         "training.micro_batch": micro_batch,
         "training.precision": precision,
         "seed": seed,
-        **dict(_init(text) for text in init or ()),
+        **_inits(init or []),
     }
     asked = {key: value for key, value in overrides.items() if value is not None}
     if resume and fold is None and out is not None and _fold_runs(out):
@@ -236,12 +237,19 @@ def _check_fold(recipe: Recipe) -> None:
         )
 
 
-def _init(text: str) -> tuple[str, dict[str, str]]:
-    """``image=RUN`` as the key of the recipe and its value."""
-    branch, equals, source = text.partition("=")
-    if not (branch and equals and source):
-        raise UserError(f"--init expects BRANCH=RUN, or BRANCH=FILE of weights; got '{text}'")
-    return f"branches.{branch}.init", {"source": source}
+def _inits(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Each ``image=RUN`` as the key of the recipe and its value."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        branch, equals, source = text.partition("=")
+        if not (branch and equals and source):
+            raise UserError(f"--init expects BRANCH=RUN, or BRANCH=FILE of weights; got '{text}'")
+        if (key := f"branches.{branch}.init") in found:
+            raise UserError(
+                f"--init names the branch {branch} twice, {found[key]['source']} and {source}; give one"
+            )
+        found[key] = {"source": source}
+    return found
 
 
 def _fold(fold: str) -> int | str:

@@ -82,6 +82,7 @@ def test_a_file_of_weights_is_judged_and_exported_like_a_run(
     [
         ((), "image would start from none: name them with --init image=FILE"),
         (("--init", "image=nowhere.pth"), "no run folder, file or URL"),
+        (("--init", "image=r18.pth", "--init", "image=other.pth"), "image twice, r18.pth and other.pth"),
         (("--init", "image=r18.pth", "--set", "branches.image.encoder.name=resnet34"), "they are resnet18's"),
     ],
 )
