@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmvicreg import registry
 from mmvicreg.branches.convolution import train_small_maps
 from mmvicreg.branches.frontends import check_kind
-from mmvicreg.branches.weights import imagenet_url, load_strictly, read_weights
+from mmvicreg.branches.weights import FROM_SCRATCH, imagenet_url, load_strictly, read_weights
 from mmvicreg.inputs.base import InputSpec
 from mmvicreg.strict import Strict
 
@@ -108,8 +108,8 @@ class ResNet(nn.Module):
             stems: dict[tuple[int, ...], str] = {(3, 3): "true", (7, 7): "false"}
             small = stems.get(tuple(given["conv1.weight"][2:]))
             if small is not None:
-                return f"set the encoder's small_stem to {small}, as they were trained, or train from scratch (weights: none, no --init)"
-        return f"{_belonging(state)}choose the encoder they were trained with, or train from scratch (weights: none, no --init)"
+                return f"set the encoder's small_stem to {small}, as they were trained, {FROM_SCRATCH}"
+        return f"{_belonging(state)}choose the encoder they were trained with, {FROM_SCRATCH}"
 
 
 class ResNet18(ResNet):

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmvicreg.branches.frontends import check_kind
-from mmvicreg.branches.weights import load_strictly, read_weights
+from mmvicreg.branches.weights import FROM_SCRATCH, load_strictly, read_weights
 from mmvicreg.errors import UserError
 from mmvicreg.inputs.base import InputSpec
 from mmvicreg.strict import Strict
@@ -76,7 +76,7 @@ class ViTSmall(nn.Module):
             self.network,
             {key: value for key, value in state.items() if not key.startswith("heads.")},
             what=f"{what}, for vit_small,",
-            way_out="choose the encoder and inputs.image.size they were trained with, or train from scratch (weights: none, no --init)",
+            way_out=f"choose the encoder and inputs.image.size they were trained with, {FROM_SCRATCH}",
         )
 
 

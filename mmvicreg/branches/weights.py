@@ -22,7 +22,8 @@ from mmvicreg import registry
 from mmvicreg.datasets import cache_folder
 from mmvicreg.errors import UserError, for_want_of_memory
 
-WAY_OUT = "give the path of a downloaded file, or train from scratch (weights: none, no --init)"
+FROM_SCRATCH = "or train from scratch (weights: none, no --init)"
+WAY_OUT = f"give the path of a downloaded file, {FROM_SCRATCH}"
 PLAIN = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
 )
