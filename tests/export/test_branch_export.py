@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,15 @@ def test_formats_of_one_name_have_their_own_tokenizers(captions: Run, tmp_path: 
     assert len(list(tmp_path.glob("*.sentencepiece.model"))) == 2
 
 
+@pytest.fixture
+def pythons_ctrl_c() -> Iterator[None]:
+    """torch's launcher leaves a handler of its own, where a test before this one has called it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_export_leaves_nothing_behind(
     views: dict[str, Run], number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,7 +77,8 @@ def test_a_run_that_starts_from_another_no_longer_needs_it(
     app(["train", "--resume", "--out", "run", "--workers", "0"], standalone_mode=False)
     assert equal(encoder(open_run(run.path), "image"), encoder(run, "image"))
     with pytest.raises(UserError, match=r"another recipe \(branches\.image\.init"):
-        app([*command[:-4], "--resume", "--out", "run", "--init", "image=elsewhere"], standalone_mode=False)
+        elsewhere = ["image=elsewhere" if word == "image=source" else word for word in command]
+        app([*elsewhere, "--resume"], standalone_mode=False)
 
 
 def test_a_branch_starts_from_a_file_and_from_a_checkpoint(
