@@ -76,8 +76,8 @@ def test_a_run_that_starts_from_another_no_longer_needs_it(
         file.unlink()  # killed in its first epoch
     app(["train", "--resume", "--out", "run", "--workers", "0"], standalone_mode=False)
     assert equal(encoder(open_run(run.path), "image"), encoder(run, "image"))
+    elsewhere = ["image=elsewhere" if word == "image=source" else word for word in command]
     with pytest.raises(UserError, match=r"another recipe \(branches\.image\.init"):
-        elsewhere = ["image=elsewhere" if word == "image=source" else word for word in command]
         app([*elsewhere, "--resume"], standalone_mode=False)
 
 
